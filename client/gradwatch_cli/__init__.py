@@ -1,0 +1,1 @@
+"""The ``gradwatch`` command: a dispatcher that imports the rest inside its commands."""

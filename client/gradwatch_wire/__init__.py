@@ -1,0 +1,1 @@
+"""What the client sends and the service reads. Standard library only."""
