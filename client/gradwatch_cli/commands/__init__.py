@@ -1,0 +1,1 @@
+"""One module per command. Each is imported only when its command runs."""
