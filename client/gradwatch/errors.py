@@ -1,0 +1,15 @@
+"""Errors a caller can act on. None of them is ever raised out of a training step."""
+
+__all__ = ["GradwatchError", "PolicyError", "WatchError"]
+
+
+class GradwatchError(Exception):
+    """Base of every error that this library raises on purpose."""
+
+
+class PolicyError(GradwatchError, ValueError):
+    """A clipping policy was built with numbers that cannot clip anything."""
+
+
+class WatchError(GradwatchError, ValueError):
+    """A model, optimizer or option was given that cannot be watched."""
