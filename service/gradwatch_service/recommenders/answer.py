@@ -1,0 +1,219 @@
+"""From the state of the norm rule to the recommendation that a script reads, in words and numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwatch_service.detectors.base import RunContext
+from gradwatch_service.recommenders.backtest import backtest_norm
+from gradwatch_service.recommenders.base import STATUSES, Asked, Preference, Status
+from gradwatch_service.recommenders.norm import (
+    FLOOD_WINDOW,
+    HOLD_STEPS,
+    MIN_NORMS,
+    QUANTILES,
+    WINDOW,
+    NormState,
+    alarm_level,
+)
+from gradwatch_service.recommenders.window import order_interval
+
+__all__ = ["answer", "answer_norm"]
+
+ENOUGH = 32  # norms from which a threshold counts as estimated
+WIDE = 1.5  # an interval that leaves threshold / 1.5 .. threshold * 1.5 is not an estimate
+TOLERANCE = 0.15  # by how much realised and intended share may differ
+SAME = 1e-3  # norms this close together (relative) come from a job that normalises by itself
+SAME_SHARE = 0.9
+ADAPTIVE = ("adam", "adagrad", "rmsprop", "lion", "adafactor", "nadam", "radam", "muon")
+
+WORDS: dict[Preference, str] = {
+    "tight": "lowest tenth of the last {n} norms, falling at once, rising at most 0.1 % per step",
+    "balanced": (
+        "lower quartile of the last {n} norms, falling at once, rising at most 0.1 % per step"
+    ),
+    "guard": (
+        "spike level of the last {n} norms (median and spread of ln norm), falling at once, "
+        "rising at most 1 % per step"
+    ),
+}
+CODES = {
+    "nonfinite_flood": "more than half of the last 20 steps were not finite",
+    "too_few_steps": "too few steps to tell more",
+    "already_normalised": (
+        "nine of ten norms agree within 0.1 %: the job already normalises or clips its gradient "
+        "before it is measured, so its norm says nothing about a threshold"
+    ),
+    "tensor_all_zero": "every gradient so far was zero in all elements",
+    "lr_changed": "the learning rate just changed by more than 2x, so the threshold may only fall",
+    "open_incident": "an incident is open, so at most provisional",
+    "stale": "no new finite step for a while",
+}
+
+
+def answer(state: NormState, context: RunContext) -> dict[str, Any]:
+    """The bare recommendation of one stream, as kept by the analyser and sent with ingest answers."""
+    return answer_norm(state, Asked(), context=context)
+
+
+def answer_norm(
+    state: NormState,
+    asked: Asked,
+    *,
+    context: RunContext | None = None,
+    incident: bool = False,
+    stale: bool = False,
+) -> dict[str, Any]:
+    """The recommendation for ``policy=norm``, with the fields of the REST answer.
+
+    Args:
+        state: What the rule remembers.
+        asked: Preference and bounds.
+        context: The stream, for advice that depends on the optimizer; None when it is not known.
+        incident: Whether an incident of the run is open.
+        stale: Whether the newest report is old although the run has not finished.
+    """
+    preference = asked.preference
+    threshold = state.threshold(preference)
+    logs = np.log(state.norms[-WINDOW:])
+    interval = _interval(logs, preference, threshold) if threshold is not None else None
+    status, reasons = _ladder(state, logs, preference, interval, threshold)
+    if threshold is not None and status != "none":
+        status, reasons = _overlay(state, status, reasons, incident=incident, stale=stale)
+    if status == "none":
+        threshold, interval = None, None
+    tried = None if threshold is None else backtest_norm(state.norms, threshold)
+    realised = state.exceeded[_column(preference)]
+    return {
+        "run": context.run if context else None,
+        "policy": "norm",
+        "threshold": threshold,
+        "interval": None if interval is None else list(interval),
+        "status": status,
+        "effective_threshold": asked.effective(threshold),
+        "spike_threshold": _spike(logs) if threshold is not None else None,
+        "reason": _words(status, reasons, preference, len(logs)),
+        "reasons": reasons or ["ok"],
+        "steps_used": len(logs),
+        "version": state.accepted,
+        "valid_from_step": None if state.last_step is None else state.last_step + 1,
+        "preference": preference,
+        "intended_share": _intended(preference),
+        "realised_share": float(realised.mean()) if len(realised) else None,
+        "realised_steps": len(realised),
+        "advice": _advice(context, tried.mean_coefficient) if tried else None,
+        "backtest": None if tried is None else _evidence(asdict(tried)),
+    }
+
+
+def _column(preference: Preference) -> int:
+    return ("tight", "balanced", "guard").index(preference)
+
+
+def _intended(preference: Preference) -> float:
+    column = _column(preference)
+    return 1 - QUANTILES[column] if column < len(QUANTILES) else 0.0
+
+
+def _interval(
+    logs: NDArray[np.float64], preference: Preference, threshold: float
+) -> tuple[float, float]:
+    """Bounds of where the rule's level lies, always around the threshold itself.
+
+    The law "rise slowly" may hold the threshold below the level; then the interval says so by
+    reaching from one to the other.
+    """
+    column = _column(preference)
+    if column < len(QUANTILES):
+        low, high = order_interval(logs, QUANTILES[column])
+    else:
+        lower, upper = order_interval(logs, 0.5)
+        lift = math.log(_spike(logs)) - float(np.median(logs))
+        low, high = lower + lift, upper + lift
+    low, high = (math.exp(min(x, 700.0)) for x in (low, high))
+    return min(low, threshold), max(high, threshold)
+
+
+def _spike(logs: NDArray[np.float64]) -> float:
+    level = alarm_level(np.sort(logs)[None, :], np.array([len(logs)]))[0]
+    return math.exp(min(float(level), 700.0))
+
+
+def _ladder(
+    state: NormState,
+    logs: NDArray[np.float64],
+    preference: Preference,
+    interval: tuple[float, float] | None,
+    threshold: float | None,
+) -> tuple[Status, list[str]]:
+    """How much the evidence carries, and the codes that say why not more."""
+    if np.count_nonzero(~state.finite) > FLOOD_WINDOW // 2:
+        return "none", ["nonfinite_flood"]
+    if threshold is None or interval is None:
+        nothing_but_zero = state.accepted == 0 and state.zeros >= MIN_NORMS
+        return "none", ["tensor_all_zero" if nothing_but_zero else "too_few_steps"]
+    if len(logs) >= ENOUGH:
+        near = np.abs(logs - np.median(logs)) <= SAME
+        if near.mean() >= SAME_SHARE:
+            return "none", ["already_normalised"]
+    narrow = interval[1] <= WIDE * threshold and interval[0] >= threshold / WIDE
+    if len(logs) < ENOUGH or not narrow:
+        return "provisional", ["too_few_steps"]
+    realised = state.exceeded[_column(preference)]
+    kept = abs(float(realised.mean()) - _intended(preference)) <= TOLERANCE
+    return ("validated" if len(realised) == WINDOW and kept else "estimated"), []
+
+
+def _overlay(
+    state: NormState, status: Status, reasons: list[str], *, incident: bool, stale: bool
+) -> tuple[Status, list[str]]:
+    """What holds beyond the record of norms: it can only lower the status."""
+    reasons = list(reasons)
+    if state.seen - 1 - state.last_change < HOLD_STEPS:
+        reasons.append("lr_changed")
+    if incident:
+        reasons.append("open_incident")
+        status = STATUSES[min(STATUSES.index(status), STATUSES.index("provisional"))]
+    if stale:
+        reasons.append("stale")
+    return status, reasons
+
+
+def _words(status: Status, reasons: list[str], preference: Preference, n: int) -> str:
+    told = [CODES[code] for code in reasons]
+    if status == "none":
+        return "no threshold: " + "; ".join(told)
+    if status == "provisional" and n >= ENOUGH and "too_few_steps" in reasons:
+        told[reasons.index("too_few_steps")] = (
+            "the interval is wider than a factor 1.5, so only provisional"
+        )
+    return "; ".join([WORDS[preference].format(n=n), *told])
+
+
+def _advice(context: RunContext | None, coefficient: float) -> str | None:
+    """What clipping this often means for the optimizer, or None when it is not known."""
+    if context is None or not context.optimizer_class:
+        return None
+    kind = context.optimizer_class
+    if any(name in kind.lower() for name in ADAPTIVE):
+        return (
+            f"{kind} divides by its own estimate of the gradient's size, so a high clip rate "
+            "hardly changes the step length."
+        )
+    if coefficient >= 0.95:
+        return f"Under {kind} this costs almost nothing of the step length."
+    return (
+        f"Under {kind} the step shrinks with the gradient: on average to {coefficient:.2f} of its "
+        "length, as if the learning rate were cut by that factor. Raise the learning rate by its "
+        "inverse, or ask for preference=guard."
+    )
+
+
+def _evidence(tried: dict[str, Any]) -> dict[str, Any]:
+    tried.pop("threshold")
+    return tried

@@ -1,0 +1,81 @@
+"""Order statistics over sliding windows and how far they can be trusted."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["effective_size", "log_spread", "order_interval", "quantile", "sorted_windows"]
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+MAD_TO_SIGMA = 1.4826
+# Below this a window of norms is so narrow that its spread says nothing about the next step.
+MIN_SPREAD = 0.08
+
+
+def sorted_windows(past: Floats, values: Floats, size: int) -> tuple[Floats, Integers]:
+    """The window that ends at each value, sorted: [n, size], and how many entries it has, [n].
+
+    A window shorter than ``size`` is filled with infinity at its end.
+
+    Args:
+        past: Values before the first of ``values``, oldest first; only the last ``size - 1`` count.
+        values: [n] values, oldest first.
+        size: Longest window.
+    """
+    past = past[-(size - 1) :]
+    fill = np.full(size - 1 - len(past), np.inf)
+    joined = np.concatenate([fill, past, values])
+    windows = np.sort(np.lib.stride_tricks.sliding_window_view(joined, size), axis=1)
+    counts = np.minimum(len(past) + 1 + np.arange(len(values)), size)
+    return windows, counts
+
+
+def quantile(ordered: Floats, counts: Integers, q: float) -> Floats:
+    """[n] quantile of the first ``counts[i]`` entries of each sorted row, linearly interpolated.
+
+    The same definition as numpy's default (Hyndman and Fan 1996, type 7).
+    """
+    place = q * (counts - 1)
+    low = np.floor(place).astype(np.int64)
+    high = np.minimum(low + 1, counts - 1)
+    below = np.take_along_axis(ordered, low[:, None], axis=1)[:, 0]
+    above = np.take_along_axis(ordered, high[:, None], axis=1)[:, 0]
+    return below + (place - low) * (above - below)
+
+
+def log_spread(ordered: Floats, counts: Integers, centre: Floats) -> Floats:
+    """[n] robust standard deviation of each row: 1.4826 MAD, never below ``MIN_SPREAD``."""
+    deviations = np.sort(np.abs(ordered - centre[:, None]), axis=1)
+    return np.maximum(MIN_SPREAD, MAD_TO_SIGMA * quantile(deviations, counts, 0.5))
+
+
+def effective_size(values: Floats) -> float:
+    """How many independent values the window is worth: n (1 - rho) / (1 + rho), at least 8.
+
+    ``rho`` is the autocorrelation at lag one; never more than n, and n itself when n < 8.
+    """
+    n = len(values)
+    centred = values - values.mean()
+    power = float(centred @ centred)
+    if n < 3 or power <= 0.0:
+        return float(n)
+    rho = float(centred[1:] @ centred[:-1]) / power
+    return float(np.clip(n * (1 - rho) / (1 + rho), min(8, n), n))
+
+
+def order_interval(values: Floats, q: float, z: float = 1.96) -> tuple[float, float]:
+    """Bounds of the q-quantile that hold with about 95 %, by order statistics.
+
+    Free of any distribution: the ranks q +- z sqrt(q (1 - q) / n_eff) of the sorted values
+    (David and Nagaraja 2003, "Order Statistics", section 7.1), with n replaced by the effective
+    size because neighbouring steps resemble each other.
+    """
+    margin = z * np.sqrt(q * (1 - q) / effective_size(values))
+    ordered = np.sort(values)[None, :]
+    count = np.array([len(values)])
+    low = quantile(ordered, count, max(0.0, q - margin))[0]
+    high = quantile(ordered, count, min(1.0, q + margin))[0]
+    return float(low), float(high)
