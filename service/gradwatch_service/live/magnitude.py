@@ -1,0 +1,53 @@
+"""The client's magnitude histograms, in the few decades that a scrape can carry."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwatch_service.live.counts import MAGNITUDE_BOUNDS
+from gradwatch_service.live.layout import Layout
+from gradwatch_service.rows import HistogramRows
+
+__all__ = ["magnitudes"]
+
+# Above any float32; keeps a made-up exponent from overflowing the sum.
+_TOP = 200.0
+
+
+def magnitudes(
+    histograms: Sequence[HistogramRows], layout: Layout
+) -> Mapping[str, tuple[tuple[int, ...], float]]:
+    """By group: elements per decade, one more number for what lies above, and their sum.
+
+    A bin that a decade's bound cuts counts in the upper decade, so that no share below a bound is
+    overstated. The sum takes each bin at its geometric middle: within ``2**(1/(2B))`` of the truth.
+    """
+    buckets = np.zeros((len(layout.groups), len(MAGNITUDE_BOUNDS) + 1))
+    totals = np.zeros(len(layout.groups))
+    for part in histograms:
+        if not part.counts.shape[1]:
+            continue
+        by_group = np.zeros((len(layout.groups), part.counts.shape[2]))
+        np.add.at(by_group, layout.index, part.counts.sum(axis=0, dtype=np.float64))
+        octaves = _octaves(part)
+        np.add.at(buckets.T, _decades(octaves[1:]), by_group.T)
+        totals += by_group @ np.exp2(np.minimum((octaves[1:] + octaves[:-1]) / 2, _TOP))
+    return {
+        name: (tuple(int(n) for n in row), float(total))
+        for name, row, total in zip(layout.groups, buckets, totals, strict=True)
+        if row.any()
+    }
+
+
+def _octaves(part: HistogramRows) -> NDArray[np.float64]:
+    """[bins + 1] base-2 logarithms of the bins' edges."""
+    bins = part.counts.shape[2]
+    return part.lowest_exponent + np.arange(bins + 1) / part.bins_per_octave
+
+
+def _decades(upper: NDArray[np.float64]) -> NDArray[np.int64]:
+    """[bins] the decade that each bin counts in, by the logarithm of its upper edge."""
+    # 2^k hits no decade but 1 = 2^0 exactly; the slack keeps rounding from moving that one.
+    bounds = np.log10(MAGNITUDE_BOUNDS)
+    return np.asarray(np.searchsorted(bounds, upper * np.log10(2.0) - 1e-9, side="left"))
