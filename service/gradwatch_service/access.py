@@ -1,0 +1,129 @@
+"""Who may do what: bearer tokens with scopes, bound to one project or to none."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from fastapi import Depends, Request
+
+from gradwatch_service.problems import ServiceError
+from gradwatch_service.settings import Settings
+from gradwatch_service.store.base import RunRecord, UnknownRunError
+from gradwatch_service.tokens import Token, read_tokens
+
+__all__ = ["SCOPES", "Access", "Admin", "Caller", "Ingester", "Reader", "VisibleRun"]
+
+Scope = Literal["ingest", "read", "admin"]
+SCOPES: tuple[Scope, ...] = ("ingest", "read", "admin")
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent a request.
+
+    Attributes:
+        name: The token's name; empty when the service asks for none.
+        scopes: What it may do.
+        project: The one project it may see, or None for all.
+    """
+
+    name: str
+    scopes: frozenset[str]
+    project: str | None
+
+    def sees(self, project: str) -> bool:
+        """Whether something of that project exists for the caller at all."""
+        return self.project is None or self.project == project
+
+
+ANYONE = Caller("", frozenset(SCOPES), None)
+
+
+class Access:
+    """Knows the tokens. Without any, every request may do everything.
+
+    Args:
+        tokens: The tokens, or None when the service asks for none.
+    """
+
+    def __init__(self, tokens: Mapping[str, Token] | None) -> None:
+        self._tokens = tokens
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Access:
+        """Read the token file that the settings name.
+
+        Raises:
+            TokenFileError: It cannot be read or is not a token file.
+        """
+        return cls(None if settings.tokens is None else read_tokens(settings.tokens))
+
+    @property
+    def open(self) -> bool:
+        """Whether no token is asked for."""
+        return self._tokens is None
+
+    def caller(self, authorization: str | None, scope: Scope) -> Caller:
+        """Return who sent the header.
+
+        Raises:
+            ServiceError: 401 without a known token, 403 when its scopes do not reach.
+        """
+        if self._tokens is None:
+            return ANYONE
+        token = self._find(authorization)
+        if scope not in token.scopes and "admin" not in token.scopes:
+            raise ServiceError(
+                403,
+                "forbidden",
+                f"token {token.name!r} has {', '.join(sorted(token.scopes))}; "
+                f"this needs {scope}. `gradwatch token create --scope {scope}` makes one.",
+            )
+        return Caller(token.name, frozenset(token.scopes), token.project)
+
+    def _find(self, authorization: str | None) -> Token:
+        kind, _, secret = (authorization or "").partition(" ")
+        secret = secret.strip()
+        if kind.lower() == "bearer" and secret:
+            digest = hashlib.sha256(secret.encode()).hexdigest()
+            found = (self._tokens or {}).get(digest)
+            # The dictionary has compared already; this keeps the time independent of the digest.
+            if found is not None and hmac.compare_digest(found.digest, digest):
+                return found
+        raise ServiceError(
+            401,
+            "unauthorized",
+            "a known token is needed: Authorization: Bearer <token>",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+
+
+class _Needs:
+    """A dependency that answers the caller, who has the scope."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+
+    async def __call__(self, request: Request) -> Caller:
+        access: Access = request.app.state.service.access
+        return access.caller(request.headers.get("authorization"), self.scope)
+
+
+Reader = Annotated[Caller, Depends(_Needs("read"))]
+Ingester = Annotated[Caller, Depends(_Needs("ingest"))]
+Admin = Annotated[Caller, Depends(_Needs("admin"))]
+
+
+def _visible_run(run: str, request: Request, caller: Reader) -> RunRecord:
+    record: RunRecord = request.app.state.service.store.run(run)
+    if not caller.sees(record.project):
+        # The same as for a run that never was: its existence is nobody else's business.
+        raise UnknownRunError(run)
+    return record
+
+
+VisibleRun = Annotated[RunRecord, Depends(_visible_run)]
