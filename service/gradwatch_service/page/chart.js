@@ -2,6 +2,7 @@
 // that a spike is never averaged away; lines to compare with; a selection that narrows the steps.
 
 import { h, number } from "./dom.js";
+import { linearTicks, logTicks } from "./ticks.js";
 
 const WIDTH = 640, HEIGHT = 220, LEFT = 56, RIGHT = 12, TOP = 10, BOTTOM = 26;
 
@@ -31,11 +32,8 @@ function stepAxis(series) {
   const first = series.start_step[0];
   const last = Math.max(series.end_step.at(-1), first + 1);
   const at = (step) => LEFT + ((step - first) / (last - first)) * (WIDTH - LEFT - RIGHT);
-  const labels = [0, 0.25, 0.5, 0.75, 1].map((share) => {
-    const anchor = share === 0 ? "start" : share === 1 ? "end" : "middle";
-    const step = Math.round(first + share * (last - first));
-    return h("text", { x: at(step), y: HEIGHT - 8, "text-anchor": anchor }, number(step));
-  });
+  const labels = linearTicks(first, last, 6).filter(Number.isInteger).map((step) =>
+    h("text", { x: at(step), y: HEIGHT - 8, "text-anchor": step === first ? "start" : "middle" }, number(step)));
   const step = (pixel) => Math.round(first + ((pixel - LEFT) / (WIDTH - LEFT - RIGHT)) * (last - first));
   return { at, step, labels, holds: (s) => s >= first && s <= last };
 }
@@ -54,13 +52,10 @@ function valueAxis(series, lines, levels, log) {
     const held = Math.min(Math.max(v, low), high); // a zero has no logarithm: it lies on the lower edge
     return TOP + (1 - (scale(held) - scale(low)) / (scale(high) - scale(low))) * height;
   };
-  const grid = [0, 0.25, 0.5, 0.75, 1].flatMap((share) => {
-    const v = log ? Math.exp(Math.log(low) + share * Math.log(high / low)) : low + share * (high - low);
-    return [
-      h("line", { class: "axis", x1: LEFT, x2: WIDTH - RIGHT, y1: at(v), y2: at(v) }),
-      h("text", { x: LEFT - 6, y: at(v) + 4, "text-anchor": "end" }, number(v, 2)),
-    ];
-  });
+  const grid = (log ? logTicks(low, high) : linearTicks(low, high)).flatMap((v) => [
+    h("line", { class: "axis", x1: LEFT, x2: WIDTH - RIGHT, y1: at(v), y2: at(v) }),
+    h("text", { x: LEFT - 6, y: at(v) + 4, "text-anchor": "end" }, number(v, 3)),
+  ]);
   return { at, grid };
 }
 

@@ -36,7 +36,7 @@ function heading(key, title, view, onChange, kind) {
 
 function row(item, onChange) {
   return h("tr", {},
-    h("td", { class: "name" }, h("button", { onclick: () => onChange({ tensor: item.name }) }, item.name)),
+    h("td", { class: "name" }, h("button", { class: "link", title: "draw its norm", onclick: () => onChange({ tensor: item.name }) }, item.name)),
     COLUMNS.map(([key]) => h("td", { class: `number${key === "nonfinite_count" && item[key] ? " bad" : ""}` }, number(item[key]))));
 }
 
