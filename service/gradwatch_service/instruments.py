@@ -5,9 +5,10 @@ nothing. Values of runs are not here: those come from the live view.
 """
 
 import asyncio
+import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -153,6 +154,12 @@ class Instruments:
             "gradwatch_exposition_duration_seconds", "Duration of writing the last page."
         )
 
+    def routes(self, known: Iterable[tuple[str, str]]) -> None:
+        """Create the request counters of these (method, route) at 0, so that a first is seen."""
+        for method, route in known:
+            self.http_requests.labels(method, route, "200")
+            self.http_duration.labels(method, route)
+
     def reports(self, *, tensors: int, size: int, seconds: float) -> None:
         """Count one delivery as stored.
 
@@ -186,11 +193,11 @@ class Instruments:
     def queue(self, *, capacity: int, length: Callable[[], int]) -> None:
         """Show the writer's queue: how much may wait, and what is waiting at each scrape."""
         self._queue_capacity.set(capacity)
-        self._queue_length.set_function(length)
+        self._queue_length.set_function(_measured(length))
 
     def storage_size(self, measure: Callable[[], int]) -> None:
         """Show the store's size in bytes; ``measure`` is called in a thread at each scrape."""
-        self._storage_bytes.set_function(measure)
+        self._storage_bytes.set_function(_measured(measure))
 
     async def watch_loop(self) -> None:
         """Measure the event loop's lag until cancelled."""
@@ -207,3 +214,13 @@ class Instruments:
 
     def _histogram(self, name: str, text: str) -> Histogram:
         return Histogram(name, text, buckets=_LATENCY, registry=self.registry)
+
+
+def _measured(measure: Callable[[], int]) -> Callable[[], float]:
+    def value() -> float:
+        try:
+            return measure()
+        except Exception:  # noqa: BLE001 - a store that cannot be measured must not cost the page
+            return math.nan  # left out of the page
+
+    return value

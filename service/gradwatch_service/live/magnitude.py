@@ -26,13 +26,14 @@ def magnitudes(
     buckets = np.zeros((len(layout.groups), len(MAGNITUDE_BOUNDS) + 1))
     totals = np.zeros(len(layout.groups))
     for part in histograms:
-        if not part.counts.shape[1]:
-            continue
-        by_group = np.zeros((len(layout.groups), part.counts.shape[2]))
-        np.add.at(by_group, layout.index, part.counts.sum(axis=0, dtype=np.float64))
         octaves = _octaves(part)
-        np.add.at(buckets.T, _decades(octaves[1:]), by_group.T)
-        totals += by_group @ np.exp2(np.minimum((octaves[1:] + octaves[:-1]) / 2, _TOP))
+        per_tensor = part.counts.sum(axis=0, dtype=np.float64)
+        middles = np.exp2(np.minimum((octaves[1:] + octaves[:-1]) / 2, _TOP))
+        totals += layout.sums(per_tensor @ middles)
+        # Bins to decades first: few columns are left to be summed by group.
+        to_decade = np.eye(buckets.shape[1])[_decades(octaves[1:])]
+        for decade, column in enumerate((per_tensor @ to_decade).T):
+            buckets[:, decade] += layout.sums(column)
     return {
         name: (tuple(int(n) for n in row), float(total))
         for name, row, total in zip(layout.groups, buckets, totals, strict=True)
