@@ -21,7 +21,8 @@ def global_norm(rows: StepRows) -> Floats:
     norms = rows.tensors.get("norm")
     if norms is not None and norms.shape[1]:
         wide = norms.astype(np.float64)
-        return np.sqrt(np.einsum("nt,nt->n", wide, wide))
+        total: Floats = np.sqrt(np.einsum("nt,nt->n", wide, wide))
+        return total
     return scalar(rows, "global_norm")
 
 
@@ -29,7 +30,8 @@ def nonfinite_count(rows: StepRows) -> Floats:
     """[n] elements that were NaN or infinite, all tensors together; 0 where it was not measured."""
     counts = rows.tensors.get("nonfinite_count")
     if counts is not None and counts.shape[1]:
-        return counts.sum(axis=1, dtype=np.float64)
+        total: Floats = counts.sum(axis=1, dtype=np.float64)
+        return total
     return np.nan_to_num(scalar(rows, "nonfinite_count"))
 
 

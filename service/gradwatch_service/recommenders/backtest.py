@@ -34,22 +34,27 @@ class Backtest:
     energy_removed_share: float
 
 
-def backtest_norm(norms: Floats, threshold: float) -> Backtest | None:
+def backtest_norm(
+    norms: Floats, threshold: float, *, scaled: Floats | None = None
+) -> Backtest | None:
     """Clip recorded norms at ``threshold``, in float64; None when there is nothing to clip.
 
     Args:
         norms: [n] norms of finite steps, at least 0.
         threshold: Finite and above 0.
+        scaled: [n] what the coefficient would scale, where that is not the norm itself: the ratio
+            rule compares |g| / |w| and scales |g|.
     """
     if not len(norms):
         return None
     norms = norms.astype(np.float64)
+    scaled = norms if scaled is None else scaled.astype(np.float64)
     # A norm of 0 is not clipped: its coefficient is 1, not threshold/0.
     ratios = np.divide(threshold, norms, out=np.ones_like(norms), where=norms > 0)
     coefficients = np.minimum(1.0, ratios)
-    kept = coefficients * norms
-    total = float(norms.sum())
-    energy = float(norms @ norms)
+    kept = coefficients * scaled
+    total = float(scaled.sum())
+    energy = float(scaled @ scaled)
     return Backtest(
         threshold=threshold,
         steps=len(norms),

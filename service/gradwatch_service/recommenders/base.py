@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
+
+from gradwatch_wire import Problem
 
 __all__ = ["PREFERENCE_NAMES", "STATUSES", "Asked", "BadQuestion", "Preference", "Status"]
 
@@ -20,6 +22,10 @@ class BadQuestion(ValueError):  # noqa: N818 - the asker's mistake, told as a se
     def __init__(self, at: str, why: str) -> None:
         super().__init__(why)
         self.at = at
+
+    def problem(self) -> Problem:
+        """The mistake as one field of an answer."""
+        return Problem(self.at, str(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +83,3 @@ class Asked:
         if self.maximum is not None:
             threshold = min(threshold, self.maximum)
         return threshold
-
-    @property
-    def plain(self) -> bool:
-        """Whether nothing but the bare recommendation was asked for."""
-        return self == Asked()
-
-
-Json = dict[str, Any]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -235,11 +236,15 @@ class NormRecommender:
         Raises:
             UnknownStateVersion: Another version wrote it.
         """
-        fields = json.loads(data)
+        fields: dict[str, Any] = json.loads(data)
         version = fields.pop("version", None)
         if version != self.version:
             raise UnknownStateVersion(f"norm state version {version!r}; this is {self.version}")
-        return NormState(**{k: _unpack(v) if isinstance(v, dict) else v for k, v in fields.items()})
+        return _restored({k: _unpack(v) if isinstance(v, dict) else v for k, v in fields.items()})
+
+
+def _restored(fields: Mapping[str, Any]) -> NormState:
+    return NormState(**fields)
 
 
 def _pack(array: NDArray[Any]) -> dict[str, Any]:

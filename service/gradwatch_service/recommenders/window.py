@@ -43,7 +43,8 @@ def quantile(ordered: Floats, counts: Integers, q: float) -> Floats:
     high = np.minimum(low + 1, counts - 1)
     below = np.take_along_axis(ordered, low[:, None], axis=1)[:, 0]
     above = np.take_along_axis(ordered, high[:, None], axis=1)[:, 0]
-    return below + (place - low) * (above - below)
+    found: Floats = below + (place - low) * (above - below)
+    return found
 
 
 def log_spread(ordered: Floats, counts: Integers, centre: Floats) -> Floats:

@@ -1,0 +1,37 @@
+"""JSON answers, quick to write and cheap to ask for again."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import orjson
+from fastapi import Request, Response
+
+__all__ = ["cacheable", "json_answer"]
+
+
+def json_answer(content: Any, *, status: int = 200) -> Response:
+    """Answer JSON without a detour over FastAPI's encoder; NaN becomes null."""
+    return Response(orjson.dumps(content), status_code=status, media_type="application/json")
+
+
+def cacheable(request: Request, content: Any, *, seconds: int = 1) -> Response:
+    """Answer JSON with a strong ETag, or 304 when the asker holds exactly this.
+
+    ``private``: with tokens on, the answer is one caller's; a shared cache must not keep it.
+    """
+    body = orjson.dumps(content)
+    tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+    headers = {"ETag": tag, "Cache-Control": f"private, max-age={seconds}"}
+    if _held(request.headers.get("if-none-match"), tag):
+        return Response(status_code=304, headers=headers)
+    return Response(body, headers=headers, media_type="application/json")
+
+
+def _held(header: str | None, tag: str) -> bool:
+    """Whether If-None-Match names the tag; the comparison is weak (RFC 9110, section 13.1.2)."""
+    if header is None:
+        return False
+    held = [part.strip().removeprefix("W/") for part in header.split(",")]
+    return "*" in held or tag in held

@@ -1,0 +1,174 @@
+"""Backtests of a stored run: reads the steps, tries the thresholds, names the incidents touched."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwatch_service.measures import global_norm, nonfinite_count
+from gradwatch_service.reading import Selection, blocks, select
+from gradwatch_service.recommenders.backtest import Backtest, backtest_norm
+from gradwatch_service.rows import StepRows
+from gradwatch_service.store.base import Store
+
+__all__ = ["MOST_THRESHOLDS", "Retrospect", "backtest"]
+
+Floats = NDArray[np.float64]
+Steps = NDArray[np.int64]
+
+MOST_THRESHOLDS = 256
+SMALLEST_WEIGHT = 1e-3  # as in AGC's own rule: a weight near zero must not make a ratio infinite
+CONTENTS = {
+    "norm": ("norm",),
+    "per_tensor": ("norm", "present"),
+    "agc": ("norm", "weight_norm", "present"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Retrospect:
+    """What to try on which steps; the steps of the newest attempts unless one is named."""
+
+    policy: Literal["norm", "per_tensor", "agc"]
+    thresholds: tuple[float, ...]
+    grid: int | None = None
+    start: int | None = None
+    end: int | None = None
+    attempt: int | None = None
+    optimizer: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Record:
+    """What a policy looks at, for the finite steps: one value per step, or per step and tensor.
+
+    Attributes:
+        steps: [n] finite steps.
+        values: [m] what is compared with the threshold.
+        weights: [m] the norms that the policy would scale.
+        step_of: [m] index into ``steps``.
+    """
+
+    steps: Steps
+    values: Floats
+    weights: Floats
+    step_of: Steps
+
+
+def backtest(store: Store, run: str, asked: Retrospect) -> dict[str, Any]:
+    """Try the thresholds; the answer has the fields of the REST interface.
+
+    Raises:
+        ServiceError: 422, no such optimizer.
+        UnknownAttemptError: No such attempt.
+    """
+    found = select(store, run, attempt=asked.attempt, optimizer=asked.optimizer)
+    record = _record(store, found, asked)
+    thresholds = asked.thresholds or _grid(record.values, asked.grid or 2)
+    incidents = _incidents(store, run, found)
+    results = []
+    for threshold in thresholds:
+        tried = _try(record, threshold)
+        clipped = record.steps[np.unique(record.step_of[record.values > threshold])]
+        touched = [i["id"] for i in incidents if _touches(i, clipped)]
+        results.append({**tried, "incidents": touched})
+    return {
+        "run": run,
+        "policy": asked.policy,
+        "attempt": found.attempt,
+        "optimizer": found.optimizer,
+        "first_step": int(record.steps[0]) if len(record.steps) else None,
+        "last_step": int(record.steps[-1]) if len(record.steps) else None,
+        "reasons": _reasons(record),
+        "results": results,
+    }
+
+
+def _record(store: Store, found: Selection, asked: Retrospect) -> Record:
+    columns = (*CONTENTS[asked.policy], "nonfinite_count")
+    parts = [
+        _part(rows, asked.policy)
+        for rows in blocks(store, found, start=asked.start, end=asked.end, columns=columns)
+        if len(rows)
+    ]
+    if not parts:
+        return Record(np.empty(0, np.int64), np.empty(0), np.empty(0), np.empty(0, np.int64))
+    offsets = np.cumsum([0, *(len(p.steps) for p in parts[:-1])])
+    return Record(
+        steps=np.concatenate([p.steps for p in parts]),
+        values=np.concatenate([p.values for p in parts]),
+        weights=np.concatenate([p.weights for p in parts]),
+        step_of=np.concatenate([p.step_of + o for p, o in zip(parts, offsets, strict=True)]),
+    )
+
+
+def _part(rows: StepRows, policy: str) -> Record:
+    """The finite steps of a block. A step where nothing was measured is left out."""
+    if policy == "norm":
+        norms = global_norm(rows)
+        kept = (nonfinite_count(rows) == 0) & np.isfinite(norms)
+        steps, norms = rows.steps[kept], norms[kept]
+        return Record(steps, norms, norms, np.arange(len(steps)))
+    kept = nonfinite_count(rows) == 0
+    steps = rows.steps[kept]
+    norms = _matrix(rows, "norm")[kept]
+    there = _matrix(rows, "present", missing=1.0)[kept] != 0
+    values = norms
+    if policy == "agc":
+        values = norms / np.maximum(_matrix(rows, "weight_norm")[kept], SMALLEST_WEIGHT)
+    there &= np.isfinite(values)
+    return Record(steps, values[there], norms[there], np.nonzero(there)[0])
+
+
+def _matrix(rows: StepRows, name: str, missing: float = np.nan) -> Floats:
+    values = rows.tensors.get(name)
+    if values is None:
+        return np.full((len(rows), len(rows.manifest.tensors)), missing)
+    return np.asarray(values, np.float64)
+
+
+def _try(record: Record, threshold: float) -> dict[str, Any]:
+    """The result of one threshold; over (step, tensor) pairs where tensors are clipped singly."""
+    tried = backtest_norm(record.values, threshold, scaled=record.weights)
+    if tried is None:
+        names = Backtest.__slots__
+        return dict.fromkeys(names) | {"threshold": threshold, "steps": 0}
+    return asdict(tried) | {"steps": len(record.steps)}
+
+
+def _grid(values: Floats, number: int) -> tuple[float, ...]:
+    """Thresholds from the 1st percentile of what was seen to its maximum, evenly in ln."""
+    above = values[values > 0]
+    if not len(above):
+        return ()
+    low, high = float(np.quantile(above, 0.01)), float(above.max())
+    return tuple(np.geomspace(low, max(high, low * (1 + 1e-9)), number).tolist())
+
+
+def _reasons(record: Record) -> list[str]:
+    if len(record.steps) == 0:
+        return ["too_few_steps"]
+    return ["ok"] if len(record.values) else ["unknown_policy_data"]
+
+
+def _incidents(store: Store, run: str, found: Selection) -> list[dict[str, Any]]:
+    attempts = {s.attempt for s in found.streams}
+    incidents = [json.loads(data) for data in store.documents(run, "incident").values()]
+    return [
+        i
+        for i in incidents
+        if i["attempt"] in attempts
+        and i["optimizer"] == found.optimizer
+        and i["status"] != "retracted"
+        and i["kind"] == "exploding"
+    ]
+
+
+def _touches(incident: dict[str, Any], clipped: Steps) -> bool:
+    """Whether a clipped step lies between the incident's onset and its last evidence."""
+    at = np.searchsorted(clipped, incident["onset_step"])
+    return bool(at < len(clipped) and clipped[at] <= incident["last_step"])

@@ -1,0 +1,133 @@
+"""Series as min / mean / max per bucket, so that a spike is never averaged away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Pieces", "bucketed", "joined"]
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pieces:
+    """n consecutive pieces of a series; a single step is a piece of length one.
+
+    Attributes:
+        start: [n] first step of each, increasing.
+        end: [n] last step of each.
+        low: [n] least value of the steps that count; +inf where none does.
+        total: [n] their sum.
+        high: [n] greatest value; -inf where none does.
+        count: [n] how many count: finite steps where it was measured.
+        nonfinite: [n] gradient elements that were not finite, over all steps of the piece.
+    """
+
+    start: Integers
+    end: Integers
+    low: Floats
+    total: Floats
+    high: Floats
+    count: Integers
+    nonfinite: Floats
+
+    def __len__(self) -> int:
+        """Return the number of pieces."""
+        return len(self.start)
+
+    @classmethod
+    def of_steps(
+        cls, steps: Integers, values: Floats, nonfinite: Floats, *, every_step: bool
+    ) -> Pieces:
+        """One piece per step.
+
+        Args:
+            steps: [n] steps.
+            values: [n] values, NaN where not measured.
+            nonfinite: [n] non-finite gradient elements.
+            every_step: Whether a non-finite step counts like any other.
+        """
+        counts = np.isfinite(values)
+        if not every_step:
+            counts &= nonfinite == 0
+        return cls(
+            start=steps,
+            end=steps,
+            low=np.where(counts, values, np.inf),
+            total=np.where(counts, values, 0.0),
+            high=np.where(counts, values, -np.inf),
+            count=counts.astype(np.int64),
+            nonfinite=nonfinite,
+        )
+
+
+def joined(parts: Iterable[Pieces]) -> Pieces:
+    """The pieces of all parts, one after the other."""
+    parts = list(parts)
+    if len(parts) == 1:
+        return parts[0]
+    whole, none = np.empty(0, np.int64), np.empty(0)
+    empty = Pieces(whole, whole, none, none, none, whole, none)
+    columns = zip(*(_columns(p) for p in (parts or [empty])), strict=True)
+    return Pieces(*(np.concatenate(c) for c in columns))
+
+
+def bucketed(pieces: Pieces, points: int) -> dict[str, list[float | int | None]]:
+    """At most ``points`` buckets, with the fields of the REST answer.
+
+    As many pieces as points or fewer: one bucket each. More: buckets of equally many step numbers,
+    so that a stretch without steps stays visible as buckets with count 0.
+    """
+    if len(pieces) > points:
+        pieces = _merged(pieces, points)
+    counted = pieces.count > 0
+    mean = np.divide(pieces.total, pieces.count, out=np.full(len(pieces), np.nan), where=counted)
+    # Rounding of the sum must not push a mean out of its bucket.
+    mean = np.clip(mean, pieces.low, pieces.high, out=mean, where=counted)
+    return {
+        "start_step": pieces.start.tolist(),
+        "end_step": pieces.end.tolist(),
+        "min": _or_null(pieces.low, counted),
+        "mean": _or_null(mean, counted),
+        "max": _or_null(pieces.high, counted),
+        "count": pieces.count.tolist(),
+        "nonfinite_count": pieces.nonfinite.astype(np.int64).tolist(),
+    }
+
+
+def _merged(pieces: Pieces, points: int) -> Pieces:
+    """Exactly ``points`` buckets of equal width in step numbers, empty ones included."""
+    first, last = int(pieces.start[0]), int(pieces.end[-1])
+    width = -(-(last - first + 1) // points)
+    number = -(-(last - first + 1) // width)
+    bucket = (pieces.start - first) // width
+    used, at = np.unique(bucket, return_index=True)
+    starts = first + width * np.arange(number)
+    return Pieces(
+        start=starts,
+        end=np.minimum(starts + width - 1, last),
+        low=_spread(np.minimum.reduceat(pieces.low, at), used, number, np.inf),
+        total=_spread(np.add.reduceat(pieces.total, at), used, number, 0.0),
+        high=_spread(np.maximum.reduceat(pieces.high, at), used, number, -np.inf),
+        count=_spread(np.add.reduceat(pieces.count, at), used, number, 0).astype(np.int64),
+        nonfinite=_spread(np.add.reduceat(pieces.nonfinite, at), used, number, 0.0),
+    )
+
+
+def _spread(values: NDArray[np.generic], used: Integers, number: int, empty: float) -> Floats:
+    placed = np.full(number, empty, np.float64)
+    placed[used] = values
+    return placed
+
+
+def _columns(pieces: Pieces) -> tuple[NDArray[np.generic], ...]:
+    return tuple(getattr(pieces, name) for name in Pieces.__slots__)
+
+
+def _or_null(values: Floats, counted: NDArray[np.bool_]) -> list[float | int | None]:
+    return [v if c else None for v, c in zip(values.tolist(), counted.tolist(), strict=True)]
