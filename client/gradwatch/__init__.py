@@ -1,5 +1,19 @@
 """Zero-centred gradient clipping and gradient diagnostics for PyTorch training jobs."""
 
+from gradwatch import clip as clip
+from gradwatch.clipper import Clipper as Clipper
+from gradwatch.functional import clip_grad_ as clip_grad_
+from gradwatch.functional import clip_grad_norm_ as clip_grad_norm_
+from gradwatch.functional import clip_grad_value_ as clip_grad_value_
+from gradwatch.statistics import GradStats as GradStats
 from gradwatch.version import __version__ as __version__
 
-__all__ = ["__version__"]
+__all__ = [
+    "Clipper",
+    "GradStats",
+    "__version__",
+    "clip",
+    "clip_grad_",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+]

@@ -1,6 +1,6 @@
 """Errors a caller can act on. None of them is ever raised out of a training step."""
 
-__all__ = ["GradwatchError", "PolicyError", "WatchError"]
+__all__ = ["GradientError", "GradwatchError", "KernelError", "PolicyError", "WatchError"]
 
 
 class GradwatchError(Exception):
@@ -13,3 +13,11 @@ class PolicyError(GradwatchError, ValueError):
 
 class WatchError(GradwatchError, ValueError):
     """A model, optimizer or option was given that cannot be watched."""
+
+
+class GradientError(GradwatchError, TypeError):
+    """A gradient cannot be clipped in place; nothing was changed."""
+
+
+class KernelError(GradwatchError, RuntimeError):
+    """A kernel was asked for by name that cannot run here."""

@@ -1,0 +1,137 @@
+"""One step: the passes of a policy, carried out by the kernel of each device."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from gradwatch.gradients import Prepared
+from gradwatch.kernels import Gradients, Kernel, Row, new_rows
+from gradwatch.passes import Pass
+from gradwatch.stages import Situation
+from gradwatch.units import joined_cosine
+
+__all__ = ["NONFINITE", "Execution"]
+
+NONFINITE = ("keep", "zero", "skip")
+
+
+class Execution:
+    """Runs kernels over the gradients of one step and keeps their rows on one device.
+
+    Args:
+        prepared: The gradients.
+        kernel_for: Returns a device's kernel.
+        rows: [len(Row), T] zeros, on the first gradient's device; ends as the step's statistics.
+    """
+
+    def __init__(
+        self, prepared: Prepared, kernel_for: Callable[[torch.device], Kernel], rows: Tensor
+    ) -> None:
+        self._prepared = prepared
+        self._rows = rows
+        self._groups = [(kernel_for(d), d, grads) for d, grads in _by_device(prepared)]
+        self.skipped: Tensor | None = None
+
+    def run_(self, passes: Sequence[Pass], now: Situation, step: int, nonfinite: str) -> None:
+        """Carry out every pass at this step; afterwards ``now.rows`` is complete."""
+        count = len(now.grads)
+        limits = passes[0].limits(step, count) if passes else None
+        self._measure_(limits, self._rows, zero_nonfinite=nonfinite == "zero")
+        for number, one in enumerate(passes):
+            if number and (limits := one.limits(step, count)) is not None:
+                self._limit_again_(limits)
+            coefficients = one.coefficients(step, now)
+            if coefficients is not None:
+                self._scale_(coefficients, now.numel)
+            for stage in one.of_kind("unit", step):
+                stage.clip_units_(now)
+        if nonfinite == "skip":
+            self._skip_()
+
+    def _measure_(self, limits: Tensor | None, rows: Tensor, *, zero_nonfinite: bool) -> None:
+        for kernel, device, grads in self._groups:
+            if len(self._groups) == 1:
+                kernel.measure_(grads, limits, rows, zero_nonfinite=zero_nonfinite)
+                continue
+            part = new_rows(len(grads), device)
+            here = None if limits is None else limits.to(part)
+            kernel.measure_(grads, here, part, zero_nonfinite=zero_nonfinite)
+            rows += part.to(rows)  # every column is zero on all devices but its own
+        for index, odd in self._prepared.odd.items():
+            stored = self._prepared.tensors[index]
+            whole = self._prepared.numel[index]
+            column = rows.select(1, index)
+            column[Row.HELD] *= odd.repeat
+            column[Row.NORM] *= math.sqrt(odd.repeat)
+            column[Row.NORM_AFTER] *= math.sqrt(odd.repeat)
+            column[Row.NONFINITE : Row.CLIPPED + 1] *= odd.repeat
+            column[Row.ZERO] += odd.implicit_zeros
+            if stored is not None and whole:
+                column[Row.MEAN] *= stored.numel() * odd.repeat / whole
+
+    def _limit_again_(self, limits: Tensor) -> None:
+        """Limit gradients that an earlier pass has clipped already."""
+        rows, fresh = self._rows, torch.zeros_like(self._rows)
+        self._measure_(limits, fresh, zero_nonfinite=False)
+        # Infinities that an earlier limit holds look finite to the kernel now.
+        held = rows[Row.HELD]
+        number = (rows[Row.NONFINITE] - rows[Row.NAN]).clamp(min=1)
+        still = number * torch.minimum((held / number).sqrt(), limits).square()
+        rest = (fresh[Row.NORM_AFTER].square() - still).clamp(min=0).sqrt()
+        rows[Row.NORM_AFTER] = torch.where(held > 0, rest, fresh[Row.NORM_AFTER])
+        rows[Row.HELD] = torch.where(held > 0, still, fresh[Row.HELD])
+        # The tighter of two limits changes every element that the other one changes.
+        rows[Row.CLIPPED] = torch.maximum(rows[Row.CLIPPED], fresh[Row.CLIPPED])
+        cosines = rows[Row.COSINE_AFTER], fresh[Row.COSINE_AFTER]
+        rows[Row.COSINE_AFTER] = joined_cosine(*cosines)
+
+    def _scale_(self, coefficients: Tensor, numel: Tensor) -> None:
+        rows = self._rows
+        for kernel, device, grads in self._groups:
+            if len(self._groups) == 1:
+                kernel.scale_(grads, coefficients, rows)
+                continue
+            part = rows.to(device, copy=True)
+            kernel.scale_(grads, coefficients.to(part), part)
+            here = torch.tensor([g is not None for g in grads], device=rows.device)
+            rows[Row.NORM_AFTER] = torch.where(
+                here, part[Row.NORM_AFTER].to(rows), rows[Row.NORM_AFTER]
+            )
+        scaled = coefficients < 1
+        for index, odd in self._prepared.odd.items():
+            after = rows[Row.NORM_AFTER, index]
+            after.copy_(torch.where(scaled[index], after * math.sqrt(odd.repeat), after))
+        self._take_out_held(scaled, coefficients)
+        rows[Row.CLIPPED] = torch.where(scaled & (rows[Row.PRESENT] > 0), numel, rows[Row.CLIPPED])
+        # A tensor that vanished in its dtype has no direction left.
+        gone = (rows[Row.NORM_AFTER] <= 0) & (rows[Row.NORM] > 0)
+        rows[Row.COSINE_AFTER] = torch.where(gone, 0, rows[Row.COSINE_AFTER])
+
+    def _take_out_held(self, scaled: Tensor, coefficients: Tensor) -> None:
+        """Take the held infinities, scaled with everything else, out of ``NORM_AFTER`` again."""
+        rows = self._rows
+        held = torch.where(scaled, rows[Row.HELD] * coefficients.square(), rows[Row.HELD])
+        after = rows[Row.NORM_AFTER]
+        rest = (after.square() - held).clamp(min=0).sqrt()
+        rows[Row.NORM_AFTER] = torch.where(scaled & (held > 0), rest, after)
+        rows[Row.HELD] = held
+
+    def _skip_(self) -> None:
+        rows = self._rows
+        self.skipped = (rows[Row.NONFINITE].sum() > 0).to(rows)
+        for kernel, device, grads in self._groups:
+            kernel.zero_(grads, self.skipped.to(device))
+        rows[Row.NORM_AFTER] *= 1 - self.skipped
+        gone = (rows[Row.NORM] > 0) & (self.skipped > 0)
+        rows[Row.COSINE_AFTER] = torch.where(gone, 0, rows[Row.COSINE_AFTER])
+
+
+def _by_device(prepared: Prepared) -> Iterator[tuple[torch.device, Gradients]]:
+    if len(prepared.devices) == 1:
+        yield prepared.devices[0], prepared.tensors
+        return
+    for device in prepared.devices:
+        here = [g if g is not None and g.device == device else None for g in prepared.tensors]
+        yield device, here

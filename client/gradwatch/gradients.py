@@ -1,0 +1,129 @@
+"""Gradients as kernels take them: real, strided, no two elements in one place; or a clear refusal."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradwatch.errors import GradientError
+
+__all__ = ["Prepared", "prepare"]
+
+_FLOATING = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
+
+
+@dataclass(frozen=True, slots=True)
+class Odd:
+    """A gradient whose memory is not its elements one by one.
+
+    Attributes:
+        repeat: How often each stored element occurs in the gradient (expanded dimensions).
+        implicit_zeros: Elements that are zero and not stored (sparse gradients).
+    """
+
+    repeat: int = 1
+    implicit_zeros: int = 0
+
+
+@dataclass(slots=True)
+class Prepared:
+    """T gradients ready for a kernel.
+
+    Attributes:
+        tensors: What a kernel may change, or None where there is no gradient.
+        numel: Elements of each gradient as the user sees it; 0 where there is none.
+        odd: The exceptions, by index.
+        devices: The devices that hold gradients, in order of first appearance.
+    """
+
+    tensors: list[Tensor | None]
+    numel: tuple[int, ...]
+    odd: dict[int, Odd]
+    devices: list[torch.device]
+
+
+def prepare(grads: Sequence[Tensor | None], names: Sequence[str] | None = None) -> Prepared:
+    """Check every gradient and take its memory. Changes nothing.
+
+    Args:
+        grads: Gradients; complex ones are taken as pairs of reals, sparse ones by their values.
+        names: For messages.
+
+    Raises:
+        GradientError: A gradient that cannot be clipped in place; says which and why.
+    """
+    tensors = list(grads)
+    odd: dict[int, Odd] = {}
+    seen: set[int] = set()
+    devices: list[torch.device] = []
+    numel = []
+    for index, given in enumerate(grads):
+        if given is None or id(given) in seen:  # one gradient of two tensors is clipped once
+            tensors[index] = None
+            numel.append(0)
+            continue
+        seen.add(id(given))
+        if (
+            type(given) is Tensor
+            and given.layout is torch.strided
+            and given.dtype in _FLOATING
+            and given.is_contiguous()
+        ):
+            numel.append(given.numel())
+        else:
+            taken, odd[index] = _unusual(given, names[index] if names else f"#{index}")
+            tensors[index] = taken
+            numel.append(taken.numel() * odd[index].repeat + odd[index].implicit_zeros)
+        if given.device not in devices:
+            devices.append(given.device)
+    return Prepared(tensors, tuple(numel), odd, devices)
+
+
+def _unusual(grad: Tensor, name: str) -> tuple[Tensor, Odd]:
+    if hasattr(grad, "to_local"):
+        raise GradientError(
+            f"Gradient {name} is a DTensor: gradwatch.watch(model, optimizer) handles shards; "
+            "elsewhere pass its to_local()."
+        )
+    implicit = 0
+    if grad.layout is torch.sparse_coo:
+        if not grad.is_coalesced():
+            raise GradientError(
+                f"Gradient {name} is sparse and uncoalesced: its repeated entries are not its "
+                "elements. Set parameter.grad = parameter.grad.coalesce() before clipping."
+            )
+        values = grad._values()
+        implicit = grad.numel() - values.numel()
+        grad = values
+    elif grad.layout is not torch.strided:
+        raise GradientError(f"Gradient {name} has layout {grad.layout}: only dense and sparse_coo.")
+    if grad.is_complex():
+        grad, implicit = torch.view_as_real(grad.detach()), 2 * implicit
+    if grad.dtype not in _FLOATING:
+        allowed = ", ".join(sorted(str(d).removeprefix("torch.") for d in _FLOATING))
+        raise GradientError(f"Gradient {name} has dtype {grad.dtype}; allowed: {allowed}, complex.")
+    grad = grad.detach()
+    full = grad.numel()
+    for dim, (size, stride) in enumerate(zip(grad.shape, grad.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            grad = grad.narrow(dim, 0, 1)
+    if _overlaps(grad):
+        raise GradientError(
+            f"Gradient {name} has elements that share memory (shape {tuple(grad.shape)}, strides "
+            f"{grad.stride()}): it cannot be changed in place. Set parameter.grad = "
+            "parameter.grad.clone() before clipping."
+        )
+    return grad, Odd(full // max(grad.numel(), 1) or 1, implicit)
+
+
+def _overlaps(grad: Tensor) -> bool:
+    """Say whether two elements may lie in one place; sizes and strides alone decide."""
+    extent = 1
+    for stride, size in sorted(zip(grad.stride(), grad.shape, strict=True)):
+        if size <= 1:
+            continue
+        if stride < extent:
+            return True
+        extent = stride * (size - 1) + extent
+    return False
