@@ -4,7 +4,7 @@ from gradwatch_wire.column import Column
 from gradwatch_wire.compact_form import CONTENT_TYPE, decode, encode
 from gradwatch_wire.errors import Problem, UnknownVersionError, WireError
 from gradwatch_wire.json_form import report_from_json, report_to_json
-from gradwatch_wire.kinds import TENSOR_COLUMNS, UNKNOWN_COLUMN, ColumnKind
+from gradwatch_wire.kinds import DROP_REASONS, TENSOR_COLUMNS, UNKNOWN_COLUMN, ColumnKind
 from gradwatch_wire.manifest import (
     Manifest,
     TensorInfo,
@@ -17,6 +17,7 @@ from gradwatch_wire.structure import check
 
 __all__ = [
     "CONTENT_TYPE",
+    "DROP_REASONS",
     "TENSOR_COLUMNS",
     "UNKNOWN_COLUMN",
     "WIRE_VERSION",

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-__all__ = ["TENSOR_COLUMNS", "UNKNOWN_COLUMN", "ColumnKind"]
+__all__ = ["DROP_REASONS", "TENSOR_COLUMNS", "UNKNOWN_COLUMN", "ColumnKind"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,17 @@ class ColumnKind:
     optional: bool = True
     signed: bool = False
 
+
+# Why a client drops steps on purpose; an older service shows reasons it does not know all the same.
+DROP_REASONS = (
+    "queue_full",  # training was faster than the background thread
+    "buffer_full",  # the service was away for longer than memory lasts, without a spool
+    "spool_full",  # the service was away for longer than the spool lasts
+    "rejected",  # the service refused the delivery
+    "too_large",  # the service refused it for its size
+    "paused",  # the service asked for fewer reports
+    "internal",  # a fault of the client's own
+)
 
 _MAGNITUDE = ColumnKind(("f4",))
 _SIGNED = ColumnKind(("f4",), signed=True)

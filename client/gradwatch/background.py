@@ -1,0 +1,269 @@
+"""What the background thread does: read, gather, deliver, until it is asked to end."""
+
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from gradwatch.backlog import Backlog
+from gradwatch.console import LogOnce
+from gradwatch.courier import Courier
+from gradwatch.delivery import Delivery, Layout
+from gradwatch.gathering import Gathering
+from gradwatch.handover import Handover
+from gradwatch.sample import Sample
+from gradwatch.verdict import Action, Verdict
+
+__all__ = ["Background", "Introduction", "Request"]
+
+_FINISH_SECONDS = 2.0
+_MOST_FAULTS = 100
+_MOST_PAUSE_SECONDS = 300.0
+_MOST_EVERY = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Introduction:
+    """Says what an optimizer's samples look like from now on."""
+
+    optimizer: str
+    layout: Layout
+
+
+@dataclass(slots=True)
+class Request:
+    """Asks the background thread to deliver everything, and perhaps to end.
+
+    Attributes:
+        status: How the run ended; None when it goes on.
+        deadline: Monotonic seconds.
+        done: Set when it is done or the deadline has passed.
+        delivered: Whether everything was acknowledged.
+    """
+
+    status: str | None
+    deadline: float
+    done: threading.Event = field(default_factory=threading.Event)
+    delivered: bool = False
+
+
+@dataclass(slots=True)
+class Callbacks:
+    """Whom to tell; each is called on the background thread and may not hurt it."""
+
+    read: Callable[[Sample, Tensor], None] | None = None
+    start: Callable[[bool, str], None] | None = None
+    answer: Callable[[Mapping[str, Any]], None] | None = None
+
+
+class Background:
+    """The work behind a reporter's queue.
+
+    Args:
+        rank: Whose samples these are.
+        handover: Where they come from.
+        backlog: Where deliveries wait.
+        courier: Brings them to the service; None when they are only kept.
+
+    Attributes:
+        sent: Deliveries and steps that were acknowledged.
+        dropped: Steps that were dropped, by reason.
+        recommendation: The newest one that came with an answer.
+        ended: Whether the work is over.
+        fault: The last fault of our own.
+    """
+
+    def __init__(
+        self, rank: int, handover: Handover, backlog: Backlog, courier: Courier | None
+    ) -> None:
+        self._rank = rank
+        self._handover = handover
+        self._courier = courier
+        self._flushes: list[Request] = []
+        self._faults = 0
+        self._quiet_until = -math.inf
+        self._every = 1
+        self._log_once = LogOnce()
+        self._started = False
+        self.backlog = backlog
+        self.gathering = Gathering(rank, self._tell_read)
+        self.callbacks = Callbacks()
+        self.sent: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()
+        self.recommendation: Mapping[str, Any] | None = None
+        self.ended = False
+        self.fault: str | None = None
+
+    def run(self) -> None:
+        """Work until asked to end. Never raises: a fault of ours is counted and logged once."""
+        while not self.ended:
+            try:
+                self._turn()
+            except Exception as error:  # noqa: BLE001 - the one place that must survive everything
+                self._note_fault(error)
+        for request in self._flushes:
+            request.done.set()
+
+    def _turn(self) -> None:
+        for item in self._handover.take(self._idle_seconds()):
+            if isinstance(item, Sample):
+                self._read(item)
+            elif isinstance(item, Introduction):
+                self._introduce(item)
+            elif item.status is None:
+                self._collect(everything=True)
+                self._flushes.append(item)
+                if self._courier is not None:
+                    self._courier.hurry()
+            else:
+                self._finish(item)
+                return
+        self._collect()
+        self._send_one()
+        self._answer_flushes()
+
+    def _idle_seconds(self) -> float | None:
+        """How long nothing is to be done unless something comes; None: for ever."""
+        now = time.monotonic()
+        moments = [self.gathering.due() - now]
+        if self._courier is not None and (self._owes() or self.backlog.head() is not None):
+            moments.append(self._courier.ready_in())
+        moments += [request.deadline - now for request in self._flushes]
+        soonest = min(moments)
+        return None if soonest == math.inf else max(0.0, soonest)
+
+    def _owes(self) -> bool:
+        return self._courier is not None and not self._courier.announced
+
+    def _introduce(self, item: Introduction) -> None:
+        self.gathering.introduce(item.optimizer, item.layout)
+        if self._courier is not None:
+            self._courier.introduce(item.layout.manifest)
+        else:
+            self._tell_start(reached=False, why="offline")
+
+    def _read(self, sample: Sample) -> None:
+        now = time.monotonic()
+        wanted = now >= self._quiet_until and sample.step % self._every == 0
+        try:
+            self.gathering.read(sample, self._handover.read(sample), now, wanted=wanted)
+        except Exception as error:  # noqa: BLE001 - one bad sample must not take the others along
+            self._note_fault(error)
+            self._drop("internal", 1)
+
+    def _collect(self, *, everything: bool = False) -> None:
+        overflow = self._handover.new_overflow()
+        if overflow:
+            self._drop("queue_full", overflow)
+        for delivery in self.gathering.deliveries(time.monotonic(), everything=everything):
+            for reason, steps in self.backlog.append(delivery).items():
+                self.dropped[reason] += steps
+
+    def _drop(self, reason: str, steps: int) -> None:
+        """Count steps that are in no delivery; the next one tells of them."""
+        self.gathering.dropped[reason] += steps
+        self.dropped[reason] += steps
+
+    def _send_one(self) -> None:
+        courier = self._courier
+        if courier is None or courier.ready_in() > 0:
+            return
+        head = self.backlog.head()
+        if head is not None:
+            self._settle(head, courier.deliver(head))
+        elif not courier.announced:
+            courier.announce()
+        self._tell_start(reached=courier.reached, why=courier.last_error or "")
+
+    def _settle(self, delivery: Delivery, verdict: Verdict) -> None:
+        if verdict.action is Action.DONE:
+            self.backlog.pop()
+            self.sent.update(deliveries=1, steps=delivery.steps)
+            self._heed(verdict.answer)
+        elif verdict.action is Action.DROP:
+            self._log_once(verdict.reason, f"a delivery was dropped: {verdict.why}")
+            if delivery.steps:
+                self.dropped[verdict.reason] += self.backlog.empty_head(verdict.reason)
+            else:
+                self.backlog.pop()
+        elif verdict.action is Action.STOP:
+            self._log_once("stopped", f"nothing more is sent: {verdict.why}")
+
+    def _heed(self, answer: Mapping[str, Any]) -> None:
+        """Follow what the service may ask: to be quieter, never louder."""
+        recommendation = answer.get("recommendation")
+        if isinstance(recommendation, dict):
+            self.recommendation = recommendation
+        pause, every = answer.get("pause"), answer.get("every")
+        if isinstance(pause, int | float) and pause > 0:
+            self._quiet_until = time.monotonic() + min(float(pause), _MOST_PAUSE_SECONDS)
+        if isinstance(every, int) and every >= 1:
+            self._every = min(every, _MOST_EVERY)
+        if self.callbacks.answer is not None:
+            self.callbacks.answer(answer)
+
+    def _answer_flushes(self) -> None:
+        if not self._flushes:
+            return
+        settled = self.backlog.head() is None or self._courier is None
+        hopeless = self._courier is not None and self._courier.stopped is not None
+        now = time.monotonic()
+        for request in list(self._flushes):
+            if settled or hopeless or now >= request.deadline:
+                request.delivered = settled
+                request.done.set()
+                self._flushes.remove(request)
+
+    def _finish(self, request: Request) -> None:
+        """Deliver what is left before the deadline, say how the run ended, end."""
+        try:
+            self._collect(everything=True)
+            if self._courier is not None:
+                self._last_sending(self._courier, request.deadline)
+                request.delivered = self.backlog.head() is None
+                # The other ranks may still be at work: only the first speaks for a good end.
+                if self._rank == 0 or request.status != "completed":
+                    last = min(request.deadline, time.monotonic() + _FINISH_SECONDS)
+                    self._courier.finish(request.status or "completed", until=last)
+        finally:
+            self.ended = True
+            if self._courier is not None:
+                self._courier.close()
+            request.done.set()
+
+    def _last_sending(self, courier: Courier, deadline: float) -> None:
+        courier.limit(deadline)
+        courier.hurry()
+        failures = 0
+        # The second failure in a row is the service's, not a connection's that had gone stale.
+        while failures < 2 and courier.stopped is None and time.monotonic() < deadline:
+            head = self.backlog.head()
+            if head is None:
+                return
+            verdict = courier.deliver(head)
+            self._settle(head, verdict)
+            failures = failures + 1 if verdict.action is Action.RETRY else 0
+        self._tell_start(reached=courier.reached, why=courier.last_error or "")
+
+    def _tell_start(self, *, reached: bool, why: str) -> None:
+        if not self._started and self.callbacks.start is not None:
+            self._started = True
+            self.callbacks.start(reached, why)
+
+    def _tell_read(self, sample: Sample, packed: Tensor) -> None:
+        if self.callbacks.read is not None:
+            self.callbacks.read(sample, packed)
+
+    def _note_fault(self, error: Exception) -> None:
+        self._faults += 1
+        self.fault = f"{type(error).__name__}: {error}"
+        self._log_once(
+            self.fault, f"a fault in the reporter, training goes on: {self.fault}", error=error
+        )
+        if self._faults >= _MOST_FAULTS:
+            self.ended = True

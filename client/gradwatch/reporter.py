@@ -1,0 +1,215 @@
+"""The reporter: what a Watch hands its samples to, and never waits for."""
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gradwatch.background import Background, Introduction, Request
+from gradwatch.backlog import Backlog
+from gradwatch.courier import Courier
+from gradwatch.delivery import Layout
+from gradwatch.handover import Handover
+from gradwatch.identity import Identity
+from gradwatch.pace import Pace
+from gradwatch.packing import Packer
+from gradwatch.sample import Sample
+from gradwatch.settings import Settings
+from gradwatch.transport import HttpTransport, Transport
+from gradwatch_wire import Manifest
+
+__all__ = ["Health", "Reporter"]
+
+# What close() keeps back of its time for putting away what could not be delivered.
+_RESERVE_SECONDS = 0.5
+
+_living: "weakref.WeakSet[Reporter]" = weakref.WeakSet()
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How reporting is doing, without waiting.
+
+    Attributes:
+        state: ``starting``, ``online``, ``away`` (the last request failed), ``offline`` (by
+            choice), ``refused`` (nothing more is sent) or ``closed``.
+        sent_deliveries: Deliveries that the service acknowledged.
+        sent_steps: Steps in them.
+        pending_steps: Steps on their way.
+        spooled_deliveries: Deliveries that lie in the spool.
+        dropped: Steps that were dropped, by reason.
+        last_error: What went wrong last.
+        spool: Where undelivered reports lie.
+    """
+
+    state: str = "starting"
+    sent_deliveries: int = 0
+    sent_steps: int = 0
+    pending_steps: int = 0
+    spooled_deliveries: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    last_error: str | None = None
+    spool: Path | None = None
+
+
+class Reporter:
+    """Delivers the samples of one rank of one run from a single daemon thread.
+
+    The training thread only hands over: :meth:`put` does no I/O, takes no lock and never waits. All
+    else, reading from the device included, happens on the thread, which starts with the first
+    :meth:`register`. After a fork the child's copy takes samples no more: a DataLoader worker must
+    not report.
+
+    Args:
+        settings: Address, token, mode, limits.
+        identity: Run, session and rank.
+        pace: How long to leave a failing service alone.
+        transport: What asks the service, made on the thread; None: HTTP.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        identity: Identity,
+        *,
+        pace: Pace | None = None,
+        transport: Callable[[], Transport] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._handover = Handover()
+        self._courier = None
+        if settings.mode == "online":
+            self._courier = Courier(transport or self._http, identity, pace or Pace())
+        backlog = Backlog(identity.rank)
+        self._background = Background(identity.rank, self._handover, backlog, self._courier)
+        self._thread: threading.Thread | None = None
+        self._deaf = False
+        _living.add(self)
+
+    def register(self, optimizer: str, manifest: Manifest, columns: Sequence[str]) -> None:
+        """Announce an optimizer's tensors; samples put from now on look like this.
+
+        Args:
+            optimizer: Its name.
+            manifest: Its tensors.
+            columns: Names of the rows of its statistics.
+        """
+        layout = Layout(manifest, manifest.hash, Packer(columns, manifest))
+        self._handover.ask(Introduction(optimizer, layout))
+        if self._thread is None and not self._deaf:
+            thread = threading.Thread(target=self._background.run, name="gradwatch", daemon=True)
+            with suppress(RuntimeError):  # the interpreter is shutting down: no more threads
+                thread.start()
+                self._thread = thread
+
+    def put(self, sample: Sample) -> None:
+        """Hand a sample over, or drop and count it where there is no room. Never waits."""
+        if not self._deaf:
+            self._handover.put(sample)
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until everything put so far is acknowledged (in mode offline: is in the spool).
+
+        Args:
+            timeout: Seconds to wait at most.
+
+        Returns:
+            Whether it is.
+        """
+        if self._deaf or not self._alive:
+            return self._background.backlog.head() is None
+        request = Request(None, time.monotonic() + timeout)
+        self._handover.ask(request)
+        request.done.wait(timeout)
+        return request.delivered
+
+    def close(self, status: str, timeout: float) -> bool:
+        """Deliver what is left, finish the run, end the thread. Again: does nothing.
+
+        Args:
+            status: ``completed``, ``failed`` or ``interrupted``.
+            timeout: Seconds to wait at most; what is not delivered by then lies in the spool.
+
+        Returns:
+            Whether everything was acknowledged.
+        """
+        deaf, self._deaf = self._deaf, True
+        if deaf or not self._alive:
+            return self._background.backlog.head() is None
+        reserve = min(_RESERVE_SECONDS, timeout / 2)
+        request = Request(status, time.monotonic() + timeout - reserve)
+        self._handover.ask(request)
+        if not request.done.wait(timeout - reserve):
+            if self._courier is not None:
+                self._courier.abort()
+            request.done.wait(reserve)
+        return request.delivered
+
+    def health(self) -> Health:
+        """How reporting is doing; reads what the background thread last wrote."""
+        work = self._background
+        return Health(
+            state=self._state(),
+            sent_deliveries=work.sent["deliveries"],
+            sent_steps=work.sent["steps"],
+            pending_steps=work.gathering.steps + work.backlog.steps,
+            dropped={**work.dropped, **_some("queue_full", self._handover.overflow)},
+            last_error=(self._courier and self._courier.last_error) or work.fault,
+        )
+
+    @property
+    def recommendation(self) -> Mapping[str, Any] | None:
+        """The newest recommendation the service sent along, as it came; None before the first."""
+        return self._background.recommendation
+
+    def on_read(self, callback: Callable[[Sample, Tensor], None]) -> None:
+        """Call back, on the background thread, with every sample and its host copy [columns, T]."""
+        self._background.callbacks.read = callback
+
+    def on_start(self, callback: Callable[[bool, str], None]) -> None:
+        """Call back once with whether the service was reached, and why not."""
+        self._background.callbacks.start = callback
+
+    def on_answer(self, callback: Callable[[Mapping[str, Any]], None]) -> None:
+        """Call back with every answer to a delivery."""
+        self._background.callbacks.answer = callback
+
+    @property
+    def _alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _state(self) -> str:
+        if self._deaf or self._background.ended:
+            return "closed"
+        return "offline" if self._courier is None else self._courier.state
+
+    def _http(self) -> Transport:
+        settings = self._settings
+        return HttpTransport(
+            settings.url, token=settings.token, timeout=settings.timeout, insecure=settings.insecure
+        )
+
+    def _silence(self) -> None:
+        """In the child of a fork: the thread is not here, and its locks may be held for ever."""
+        self._deaf = True
+        self._thread = None
+
+
+def _some(reason: str, steps: int) -> dict[str, int]:
+    return {reason: steps} if steps else {}
+
+
+def _silence_all() -> None:
+    for reporter in list(_living):
+        reporter._silence()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_silence_all)
