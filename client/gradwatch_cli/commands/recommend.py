@@ -1,0 +1,77 @@
+"""``gradwatch recommend``: a threshold, how sure it is, and what it rests on."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from gradwatch_cli.rest import AsJson, Rest, Url, print_json, run_path
+from gradwatch_cli.tables import console, number, share, table
+
+__all__ = ["command", "told"]
+
+
+def command(
+    *,
+    run: Annotated[str, typer.Argument(help="Run id.")],
+    url: Url = None,
+    policy: Annotated[str, typer.Option(help="norm, value, per_tensor or agc.")] = "norm",
+    preference: Annotated[str, typer.Option(help="tight, balanced or guard.")] = "balanced",
+    default: Annotated[
+        float | None, typer.Option(help="Threshold to use while there is none.")
+    ] = None,
+    minimum: Annotated[float | None, typer.Option("--min", help="Never below this.")] = None,
+    maximum: Annotated[float | None, typer.Option("--max", help="Never above this.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Recommend a clipping threshold for a run, with its evidence."""
+    answer = Rest(url).get(
+        run_path(run, "/recommendation"),
+        policy=policy,
+        preference=preference,
+        default=default,
+        min=minimum,
+        max=maximum,
+    )
+    if as_json:
+        print_json(answer)
+        return
+    out = console()
+    for line in told(answer):
+        out.print(line, markup=False)
+    if answer.get("thresholds"):
+        rows = [
+            (name, number(one["threshold"]), _span(one["interval"]), one["status"])
+            for name, one in answer["thresholds"].items()
+        ]
+        out.print(table(("tensor", "threshold", "interval", "status"), rows))
+
+
+def told(answer: Mapping[str, Any]) -> list[str]:
+    """A recommendation as lines."""
+    lines = [f"{answer['policy']} threshold {number(answer['threshold'])}  ({answer['status']})"]
+    if answer.get("effective_threshold") != answer["threshold"]:
+        lines.append(f"  use now    {number(answer['effective_threshold'])}")
+    if answer.get("interval"):
+        lines.append(f"  interval   {_span(answer['interval'])}")
+    if answer.get("spike_threshold") is not None:
+        lines.append(f"  spikes     above {number(answer['spike_threshold'])}")
+    lines.append(f"  rule       {answer['reason']}")
+    tried = answer.get("backtest")
+    if tried and tried.get("clipped_share") is not None:
+        lines.append(
+            f"  would have clipped {share(tried['clipped_share'])} of the last {tried['steps']} "
+            f"finite steps and removed {share(tried.get('norm_removed_share'))} of their norm"
+        )
+    if answer.get("realised_share") is not None:
+        lines.append(
+            f"  meant to clip {share(answer['intended_share'])} of the steps; of the last "
+            f"{answer['realised_steps']} it was {share(answer['realised_share'])}"
+        )
+    if answer.get("advice"):
+        lines.append(f"  {answer['advice']}")
+    return lines
+
+
+def _span(interval: list[float] | None) -> str:
+    return f"{number(interval[0])} to {number(interval[1])}" if interval else "-"
