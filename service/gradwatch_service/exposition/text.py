@@ -16,21 +16,22 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MAX_LABEL_CHARACTERS = 128
 _HASH_CHARACTERS = 8
 
-# NUL separates families while a page is put together, and no reader of a page needs to see one.
-_ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n", "\0": "\ufffd"})
+_ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
 
 def escape(value: str) -> str:
     """The label value as it stands between the quotes: no value can end its line or its quotes.
 
-    Longer ones are cut and end in a hash of the whole, so that different values stay different.
-    What UTF-8 cannot say (half of a surrogate pair) is replaced.
+    Longer ones are cut. What UTF-8 cannot say (half of a surrogate pair) and NUL, which keeps
+    families apart while a page is put together, are replaced. Either way the value then ends in a
+    hash of the whole, so that different values stay different.
     """
-    value = value.encode("utf-8", "replace").decode()
-    if len(value) > MAX_LABEL_CHARACTERS:
-        digest = hashlib.sha256(value.encode()).hexdigest()[:_HASH_CHARACTERS]
-        value = f"{value[: MAX_LABEL_CHARACTERS - _HASH_CHARACTERS - 1]}~{digest}"
-    return value.translate(_ESCAPES)
+    said = value.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+    if said != value or len(said) > MAX_LABEL_CHARACTERS:
+        digest = hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
+        kept = MAX_LABEL_CHARACTERS - _HASH_CHARACTERS - 1
+        said = f"{said[:kept]}~{digest[:_HASH_CHARACTERS]}"
+    return said.translate(_ESCAPES)
 
 
 def labels(pairs: Iterable[tuple[str, str]]) -> str:
