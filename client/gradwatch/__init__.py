@@ -5,15 +5,21 @@ from gradwatch.clipper import Clipper as Clipper
 from gradwatch.functional import clip_grad_ as clip_grad_
 from gradwatch.functional import clip_grad_norm_ as clip_grad_norm_
 from gradwatch.functional import clip_grad_value_ as clip_grad_value_
+from gradwatch.start import watch as watch
 from gradwatch.statistics import GradStats as GradStats
 from gradwatch.version import __version__ as __version__
+from gradwatch.watcher import Health as Health
+from gradwatch.watcher import Watch as Watch
 
 __all__ = [
     "Clipper",
     "GradStats",
+    "Health",
+    "Watch",
     "__version__",
     "clip",
     "clip_grad_",
     "clip_grad_norm_",
     "clip_grad_value_",
+    "watch",
 ]

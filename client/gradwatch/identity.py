@@ -77,7 +77,7 @@ def identify(
     rank, world_size = _place(env)
     wanted = run or _elastic_run(env)
     mine = {"run": wanted or _made_up(name), "session": secrets.token_hex(8)}
-    agreed = _share(mine, rank, wanted) if world_size > 1 and dist.is_initialized() else mine
+    agreed = _share(mine, rank, wanted) if world_size > 1 and _grouped() else mine
     return Identity(
         run=agreed["run"],
         session=agreed["session"],
@@ -91,12 +91,16 @@ def identify(
 
 def _place(env: Mapping[str, str]) -> tuple[int, int]:
     """Return rank and world size: of the process group, else as the launcher says, else 0 of 1."""
-    if dist.is_available() and dist.is_initialized():
+    if _grouped():
         return dist.get_rank(), dist.get_world_size()
     rank, size = env.get("RANK", ""), env.get("WORLD_SIZE", "")
     if rank.isdecimal() and size.isdecimal() and int(rank) < int(size):
         return int(rank), int(size)
     return 0, 1
+
+
+def _grouped() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def _elastic_run(env: Mapping[str, str]) -> str | None:

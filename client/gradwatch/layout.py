@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from gradwatch.errors import WatchError
 from gradwatch_wire import TensorInfo, default_group
 
-__all__ = ["Layout", "Names", "unwrap_model"]
+__all__ = ["Layout", "Names", "Parameters", "patterns", "unwrap_model"]
 
 # Wrappers that put a prefix before every name: DataParallel and DDP hold .module, torch.compile
 # holds ._orig_mod. Names are the user's own, whatever is wrapped around the model.
@@ -76,6 +76,18 @@ class Names:
 
 def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
     return chain.from_iterable(group["params"] for group in optimizer.param_groups)
+
+
+class Parameters:
+    """Stands in for the optimizer of a loop that has none: the model's parameters, alive."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """One group, as an optimizer would hold it."""
+        return [{"params": list(self._model.parameters())}]
 
 
 @dataclass(slots=True)

@@ -1,0 +1,143 @@
+"""Between the optimizers of a Watch and its reporter: manifests out, figures and lines back."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakMethod
+
+from torch import Tensor
+
+from gradwatch.console import Ending, closing_lines, say
+from gradwatch.identity import Identity
+from gradwatch.reporter import Reporter
+from gradwatch.sample import Sample
+from gradwatch.settings import Settings
+from gradwatch.statistics import STATISTICS
+from gradwatch.summary import Latest, Summary
+from gradwatch.tracked import Tracked
+from gradwatch_wire import Manifest
+
+__all__ = ["Channel"]
+
+
+@dataclass(slots=True, eq=False)
+class Channel:
+    """The reporting half of a Watch; takes samples for the reporter and keeps its figures.
+
+    Args:
+        settings: The Watch's settings.
+        identity: Who reports.
+        policy: The clipping policy as the manifest tells it; None without one.
+        reporter: Delivers in the background.
+        on_read: Called on the background thread with each optimizer's figures after a step is read.
+    """
+
+    settings: Settings
+    identity: Identity
+    policy: Mapping[str, Any] | None
+    reporter: Reporter
+    on_read: "WeakMethod[Callable[[Summary], None]] | None" = None
+    summaries: dict[str, Summary] = field(default_factory=dict)
+    _hashes: dict[str, str] = field(default_factory=dict)
+    _started: bool = False
+    _closed: bool = False
+    _steps: int = 0
+    _reached: bool = True
+
+    def __post_init__(self) -> None:
+        self.reporter.on_start(self._on_start)
+        self.reporter.on_read(self._on_read)
+
+    def announce(self, tracked: Tracked) -> None:
+        """Register an optimizer's tensors, or the ones added since."""
+        tensors = tuple(tracked.layout.tensors)
+        if tracked.name not in self.summaries:
+            self.summaries[tracked.name] = Summary(tracked.name, STATISTICS)
+        self.summaries[tracked.name].extend(tensors)
+        manifest = Manifest(
+            tensors=tensors,
+            optimizer=tracked.name,
+            optimizer_class=type(tracked.optimizer).__name__,
+            policy=self.policy,
+            project=self.identity.project,
+            name=self.identity.name,
+            session=self.identity.session,
+            world_size=self.identity.world_size,
+            rank=self.identity.rank,
+            tags=self.identity.tags,
+            extends=self._hashes.get(tracked.name),
+        )
+        self._hashes[tracked.name] = manifest.hash
+        self.reporter.register(tracked.name, manifest, STATISTICS)
+
+    def put(self, sample: Sample) -> None:
+        """Hand a step's numbers to the background thread."""
+        self._steps = max(self._steps, sample.step + 1)
+        self.reporter.put(sample)
+
+    def latest(self, optimizer: str) -> Latest | None:
+        """Return the newest statistics on the host."""
+        summary = self.summaries.get(optimizer)
+        return None if summary is None else summary.latest()
+
+    def close(self, status: str, timeout: float, steps: int | None = None) -> None:
+        """Deliver what is left within ``timeout`` seconds, finish the run, print the closing lines."""
+        if self._closed:
+            return
+        self._closed = True
+        self._steps = self._steps if steps is None else steps
+        self._reached = self.reporter.health().state in {"online", "starting"}
+        self.reporter.close(status, timeout)
+        for line in closing_lines(self._ending()):
+            self._say(line)
+
+    @property
+    def address(self) -> str:
+        """Where a person can look: the run's page, or the spool."""
+        if self.settings.mode == "online" and self._reached:
+            return f"{self.settings.url}/?run={self.identity.run}"
+        spool = self.reporter.health().spool
+        if spool is None:
+            return "memory only, it has no spool"
+        return f"{spool} (gradwatch sync {spool} sends it)"
+
+    def _say(self, line: str) -> None:
+        # One terminal is shared by all ranks: rank 0 speaks.
+        say(line, quiet=self.settings.quiet or self.identity.rank > 0)
+
+    def _on_start(self, reached: bool, reason: str) -> None:  # noqa: FBT001 - the reporter's callback
+        if self._started:
+            return
+        self._started = True
+        self._reached = reached
+        if reached:
+            self._say(f"run {self.identity.run}, see {self.address}")
+        elif self.settings.mode == "offline":
+            self._say(f"run {self.identity.run} is kept in {self.address}")
+        else:
+            self._say(
+                f"no service at {self.settings.url} ({reason}); run {self.identity.run} is kept in {self.address}"
+            )
+
+    def _on_read(self, sample: Sample, packed: Tensor) -> None:
+        summary = self.summaries[sample.optimizer]
+        summary.add(sample.step, packed)
+        told = None if self.on_read is None else self.on_read()
+        if told is not None:
+            told(summary)
+
+    def _ending(self) -> Ending:
+        summaries = list(self.summaries.values())
+        largest = max(summaries, key=lambda s: s.largest_norm or 0.0, default=None)
+        elements = sum(s.elements for s in summaries)
+        clipped = sum(s.clipped for s in summaries) / elements if elements else 0.0
+        return Ending(
+            steps=self._steps,
+            nonfinite_steps=sum(s.nonfinite_steps for s in summaries),
+            largest_norm=largest.largest_norm if largest else None,
+            largest_step=largest.largest_step if largest else None,
+            largest_tensor=largest.largest_tensor if largest else None,
+            clipped_share=None if self.policy is None else clipped,
+            dropped=dict(self.reporter.health().dropped),
+            address=self.address,
+        )

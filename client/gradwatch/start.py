@@ -1,0 +1,260 @@
+"""``gradwatch.watch``: everything between the one line and the first step."""
+
+import os
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from gradwatch import shutdown
+from gradwatch.channel import Channel
+from gradwatch.clipper import Clipper
+from gradwatch.console import LogOnce
+from gradwatch.errors import WatchError
+from gradwatch.hooks import StepHook, unwrap_optimizer
+from gradwatch.identity import Identity, identify
+from gradwatch.layout import Layout, Names, Parameters, patterns, unwrap_model
+from gradwatch.policies import Policy, as_policy, policy_to_json
+from gradwatch.reporter import Reporter
+from gradwatch.sampling import Sampling
+from gradwatch.settings import Settings, resolve
+from gradwatch.tracked import Tracked
+from gradwatch.version import __version__
+from gradwatch.watcher import Watch
+
+__all__ = ["watch"]
+
+Optimizers = Optimizer | Sequence[Optimizer] | Mapping[str, Optimizer]
+# Optimizer -> the Watch that has it, both weakly: watching again replaces, and keeps nothing alive.
+_watched: "weakref.WeakKeyDictionary[Optimizer, weakref.ref[Watch]]" = weakref.WeakKeyDictionary()
+
+
+class _Default(int):
+    """A default that can be told from the same number given on purpose."""
+
+
+_EVERY = _Default(1)
+
+
+def watch(
+    model: nn.Module | None = None,
+    optimizer: Optimizers | None = None,
+    *,
+    clip: Policy | Mapping[str, Policy] | None = None,
+    every: int = _EVERY,
+    run: str | None = None,
+    project: str | None = None,
+    name: str | None = None,
+    tags: Mapping[str, object] | None = None,
+    url: str | None = None,
+    mode: str | None = None,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    groups: Mapping[str, str] | None = None,
+    nonfinite: str = "keep",
+    scaler: Any = None,
+    spool: str | os.PathLike[str] | bool | None = None,
+    histogram_every: int = 10,
+    stop_on: Mapping[str, int] | None = None,
+    on_incident: Callable[[dict[str, Any]], None] | None = None,
+) -> Watch:
+    """Clip, measure and report a model's gradients from now on.
+
+    At every ``optimizer.step()`` the gradients it is about to use (accumulated, reduced, unscaled)
+    are clipped by ``clip`` and measured in one pass on their device, without waiting for it. The
+    numbers travel in the background: whatever happens to the service, training does not notice.
+
+    Args:
+        model: Gives the tensors their names. Alone, without an optimizer, call :meth:`Watch.step`
+            before each update.
+        optimizer: An optimizer, a sequence of them, or ``{name: optimizer}``. Wrappers that hold
+            ``.optimizer`` are unwrapped. Watching one again closes its older Watch.
+        clip: A policy of :mod:`gradwatch.clip`, or name patterns to policies. None only measures:
+            training is bit-identical to not watching.
+        every: Report every so many steps; clipping happens on all. Default ``GRADWATCH_EVERY`` or 1.
+        run: Run id; default ``GRADWATCH_RUN``, torchrun's, or a name made up and shared by rank 0.
+        project: Project of the run; default ``GRADWATCH_PROJECT`` or ``default``.
+        name: Name for people.
+        tags: Labels for people.
+        url: Address of the service; default ``GRADWATCH_URL`` or ``http://127.0.0.1:8642``.
+        mode: ``online``, ``offline`` (spool only) or ``disabled`` (clip only, report nothing).
+        include: Patterns of tensor names to watch; the others are neither clipped nor measured.
+        exclude: Patterns of tensor names to leave alone; wins over ``include``.
+        groups: Pattern of tensor names to group name; the first match counts.
+        nonfinite: ``keep``, ``zero`` or ``skip``: what happens to NaN and infinite elements.
+        scaler: The loop's GradScaler, so that skipped steps are counted.
+        spool: Directory for what cannot be delivered yet, or False for none.
+        histogram_every: Steps between magnitude histograms; 0 for none.
+        stop_on: For example ``{"nonfinite": 3}``: sets :attr:`Watch.should_stop` after so many
+            non-finite steps in a row.
+        on_incident: Called on the background thread with each incident the service opens.
+
+    Returns:
+        The running Watch. It may be ignored: the optimizer keeps it.
+
+    Raises:
+        WatchError: An option is out of range, or there is nothing to watch.
+        PolicyError: ``clip`` is not a policy, for example a bare number.
+
+    Example:
+        >>> import torch, gradwatch
+        >>> model = torch.nn.Linear(4, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> watch = gradwatch.watch(
+        ...     model, optimizer, clip=gradwatch.clip.value(0.01), mode="disabled"
+        ... )
+        >>> model(torch.ones(2, 4)).sum().backward()
+        >>> optimizer.step()
+        >>> float(model.weight.grad.abs().max()) <= 0.01
+        True
+        >>> watch.close()
+    """
+    policy = as_policy(clip)
+    limit = stop_limit(stop_on)
+    if (
+        isinstance(histogram_every, bool)
+        or not isinstance(histogram_every, int)
+        or histogram_every < 0
+    ):
+        raise WatchError(
+            f"watch(histogram_every={histogram_every!r}): give a number of steps, 0 for none."
+        )
+    found = _optimizers(model, optimizer)
+    settings = resolve(
+        url=url,
+        mode=mode,
+        run=run,
+        project=project,
+        every=None if isinstance(every, _Default) else every,
+        spool=spool,
+    )
+    log = LogOnce()
+    names = Names(model)
+    chosen = (patterns("include", include), patterns("exclude", exclude))
+    tracked = tuple(
+        Tracked(
+            name=label,
+            optimizer=each,
+            layout=Layout(names, each, *chosen, groups),
+            clipper=Clipper(policy, [], nonfinite=nonfinite, kernel=settings.kernel),
+            sampling=Sampling(label, each, settings.every),
+            log=log,
+        )
+        for label, each in found.items()
+    )
+    for each in tracked:
+        each.grow()
+        _warn_unrelated(each, names, log)
+    identity = identify(
+        run=settings.run, project=settings.project, name=name, tags=_tags(model, tags)
+    )
+    made = Watch(
+        settings=settings,
+        identity=identity,
+        tracked=tracked,
+        channel=_channel(settings, identity, policy),
+        log_once=log,
+        stop_after=limit,
+    )
+    for each in tracked:
+        _attach(made, each)
+    made.use_scaler(scaler if scaler is not None else _visible_scaler(optimizer))
+    shutdown.register(made)
+    return made
+
+
+def _optimizers(model: nn.Module | None, given: Optimizers | None) -> dict[str, Optimizer]:
+    """Return name to innermost optimizer, or a stand-in for a loop that has none."""
+    if given is None:
+        if model is None:
+            raise WatchError(
+                "watch(): give a model, an optimizer, or both; there is nothing to watch."
+            )
+        return {"default": cast("Optimizer", Parameters(model))}
+    if isinstance(given, Mapping):
+        named = {str(label): each for label, each in given.items()}
+    elif isinstance(given, Sequence):
+        named = {f"optimizer_{index}": each for index, each in enumerate(given)}
+    else:
+        named = {"default": given}
+    found: dict[str, Optimizer] = {}
+    for label, each in named.items():
+        inner = unwrap_optimizer(each)
+        if not isinstance(inner, Optimizer):
+            raise WatchError(
+                f"watch(optimizer=...): {label!r} is a {type(each).__module__}.{type(each).__qualname__}, "
+                "not a torch.optim.Optimizer nor a wrapper with .optimizer. For loops of their own, "
+                "watch the model alone and call watch.step() before each update."
+            )
+        found[label] = inner
+    if not found:
+        raise WatchError("watch(optimizer=...) holds no optimizer.")
+    return found
+
+
+def _visible_scaler(given: object) -> Any:
+    """Return the GradScaler that Accelerate's wrapper shows, if it does."""
+    each = next(iter(given), None) if isinstance(given, Sequence) else given
+    return getattr(each, "scaler", None)
+
+
+def stop_limit(stop_on: Mapping[str, int] | None) -> int | None:
+    """Check ``stop_on``; return after how many non-finite steps in a row to stop, or None."""
+    if stop_on is None:
+        return None
+    wrong = [key for key in stop_on if key != "nonfinite"]
+    limit = stop_on.get("nonfinite", 1)
+    if wrong or isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise WatchError(
+            f"watch(stop_on={dict(stop_on)!r}): the one condition is "
+            '{"nonfinite": n}, n non-finite steps in a row, 1 or more.'
+        )
+    return limit
+
+
+def _warn_unrelated(tracked: Tracked, names: Names, log: LogOnce) -> None:
+    if not names.covers(tracked.optimizer):
+        log(
+            f"unrelated {tracked.name}",
+            f"optimizer {tracked.name!r} and the model have no parameter in common: was it built "
+            "before the model was replaced? Its tensors are watched under their positions.",
+        )
+    elif not tracked.layout.tensors:
+        log(
+            f"empty {tracked.name}",
+            f"optimizer {tracked.name!r} has no tensor that is trained and chosen by include and "
+            "exclude; it is watched in case some are added.",
+        )
+
+
+def _tags(model: nn.Module | None, tags: Mapping[str, object] | None) -> dict[str, object]:
+    """Add what dashboards show beside the run; the user's own tags win."""
+    known: dict[str, object] = {
+        "framework": f"torch {torch.__version__}",
+        "client_version": __version__,
+    }
+    if model is not None:
+        known["model"] = type(unwrap_model(model)).__name__
+    return {**known, **(tags or {})}
+
+
+def _channel(settings: Settings, identity: Identity, policy: Policy | None) -> Channel | None:
+    # Replicated ranks hold the same gradients: rank 0 reports for all.
+    if settings.mode == "disabled" or identity.rank > 0:
+        return None
+    description = None if policy is None else policy_to_json(policy)
+    return Channel(settings, identity, description, Reporter(settings, identity))
+
+
+def _attach(made: Watch, tracked: Tracked) -> None:
+    """Put the hook on, after taking off an older Watch's."""
+    if isinstance(tracked.optimizer, Parameters):
+        return
+    older = _watched.get(tracked.optimizer)
+    if older is not None and (former := older()) is not None:
+        former.replace_by(made)
+    tracked.hook = StepHook(tracked.optimizer, tracked)
+    _watched[tracked.optimizer] = weakref.ref(made)
