@@ -8,9 +8,9 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from gradwatch_service.access import VisibleRun
-from gradwatch_service.answers import json_answer
 from gradwatch_service.problems import invalid
-from gradwatch_service.retrospect import MOST_THRESHOLDS, Retrospect, backtest
+from gradwatch_service.queries.answers import json_answer
+from gradwatch_service.queries.backtests import MOST_THRESHOLDS, Retrospect, backtest
 from gradwatch_service.wiring import ServiceDep
 
 router = APIRouter(tags=["recommendation"])

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from gradwatch_service.access import Reader, VisibleRun
-from gradwatch_service.answers import cacheable
 from gradwatch_service.problems import invalid
+from gradwatch_service.queries.answers import cacheable
 from gradwatch_service.store.base import RunRecord
 from gradwatch_service.wiring import Service, ServiceDep
 

@@ -10,9 +10,9 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from gradwatch_service.access import Reader, VisibleRun
-from gradwatch_service.advice import norm_recommendation
-from gradwatch_service.answers import cacheable, json_answer
 from gradwatch_service.problems import ServiceError, invalid
+from gradwatch_service.queries.answers import cacheable, json_answer
+from gradwatch_service.queries.recommendations import norm_recommendation
 from gradwatch_service.recommenders.answer import answer_norm
 from gradwatch_service.recommenders.base import Asked, BadQuestion, Preference
 from gradwatch_service.recommenders.norm import advance_norms, initial_state

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from gradwatch_service.access import VisibleRun
-from gradwatch_service.answers import cacheable
 from gradwatch_service.measures import nonfinite_count
 from gradwatch_service.problems import invalid
-from gradwatch_service.quantities import (
+from gradwatch_service.queries.answers import cacheable
+from gradwatch_service.queries.quantities import (
     COMMON_SCALARS,
     RUN_METRICS,
     TENSOR_METRICS,
@@ -25,9 +25,9 @@ from gradwatch_service.quantities import (
     tensor_nonfinite,
     tensor_quantity,
 )
-from gradwatch_service.reading import Selection, blocks, select, unknown_name
+from gradwatch_service.queries.reading import Selection, blocks, select, unknown_name
+from gradwatch_service.queries.series import Pieces, bucketed, joined
 from gradwatch_service.rows import StepRows
-from gradwatch_service.series import Pieces, bucketed, joined
 from gradwatch_service.store.base import Store
 from gradwatch_service.wiring import ServiceDep
 from gradwatch_wire import TensorInfo

@@ -8,10 +8,10 @@ import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 
 from gradwatch_service.access import VisibleRun
-from gradwatch_service.answers import cacheable
 from gradwatch_service.problems import ServiceError
-from gradwatch_service.quantities import tensor_quantity
-from gradwatch_service.reading import Selection, blocks, select
+from gradwatch_service.queries.answers import cacheable
+from gradwatch_service.queries.quantities import tensor_quantity
+from gradwatch_service.queries.reading import Selection, blocks, select
 from gradwatch_service.rows import StepRows
 from gradwatch_service.store.base import Store
 from gradwatch_service.wiring import ServiceDep

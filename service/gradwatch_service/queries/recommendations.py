@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradwatch_service.detectors.base import RunContext
-from gradwatch_service.reading import blocks, select
+from gradwatch_service.queries.reading import blocks, select
 from gradwatch_service.recommenders.answer import answer_norm
 from gradwatch_service.recommenders.base import Asked
 from gradwatch_service.recommenders.norm import NormRecommender, NormState, initial_state

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwatch_service.measures import global_norm, nonfinite_count
-from gradwatch_service.reading import Selection, blocks, select
+from gradwatch_service.queries.reading import Selection, blocks, select
 from gradwatch_service.recommenders.backtest import Backtest, backtest_norm
 from gradwatch_service.rows import StepRows
 from gradwatch_service.store.base import Store

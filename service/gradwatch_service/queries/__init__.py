@@ -1,0 +1,1 @@
+"""Reads stored steps to answer questions: series, tensors, histograms, recommendations, backtests."""
