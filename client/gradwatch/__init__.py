@@ -5,11 +5,11 @@ from gradwatch.clipper import Clipper as Clipper
 from gradwatch.functional import clip_grad_ as clip_grad_
 from gradwatch.functional import clip_grad_norm_ as clip_grad_norm_
 from gradwatch.functional import clip_grad_value_ as clip_grad_value_
-from gradwatch.start import watch as watch
 from gradwatch.statistics import GradStats as GradStats
 from gradwatch.version import __version__ as __version__
-from gradwatch.watcher import Health as Health
-from gradwatch.watcher import Watch as Watch
+from gradwatch.watching.start import watch as watch
+from gradwatch.watching.watch import Health as Health
+from gradwatch.watching.watch import Watch as Watch
 
 __all__ = [
     "Clipper",

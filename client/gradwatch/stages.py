@@ -136,15 +136,14 @@ class Stage:
             version: Version of the recommendation.
             names: Names of the bound tensors.
         """
+        old = self.threshold
         if isinstance(threshold, Mapping):
             own = self._initial["threshold"]
             values = [float(threshold.get(name, own)) for name in names]
-            new = torch.tensor(values, dtype=torch.float64)
+            new = torch.tensor(values, dtype=torch.float64).to(old, non_blocking=True)
         else:
-            new = torch.tensor(float(threshold), dtype=torch.float64)
-        self.tensors["threshold"] = new.to(self.threshold, non_blocking=True).expand(
-            self.threshold.shape or new.shape
-        )
+            new = torch.full_like(old, threshold)
+        self.tensors["threshold"] = new
         self.version = version
 
     def state(self) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradwatch.hooks import StepHook, unwrap_optimizer
+from gradwatch.watching.hooks import StepHook, unwrap_optimizer
 
 
 class Recorder:
@@ -158,7 +158,8 @@ def test_pickle_deepcopy_and_state_dict_know_nothing_of_the_hook() -> None:
     torch.save(optimizer.state_dict(), saved)
     torch.save(plain.state_dict(), expected)
     assert saved.getvalue() == expected.getvalue()
-    for copied in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+    unpickled = pickle.loads(pickle.dumps(optimizer))  # noqa: S301 - our own
+    for copied in (copy.deepcopy(optimizer), unpickled):
         copied.param_groups[0]["params"][0].grad = torch.tensor(1.0)
         copied.step()
     assert recorder.seen == []

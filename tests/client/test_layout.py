@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from gradwatch.layout import Layout, Names, Parameters, unwrap_model
+from gradwatch.watching.layout import Layout, Names, Parameters, unwrap_model
 
 
 def layout_of(model: nn.Module, optimizer: torch.optim.Optimizer, **options: object) -> Layout:

@@ -26,7 +26,7 @@ def test_every_variable_of_the_contract_is_read() -> None:
         "GRADWATCH_MODE": "offline",
         "GRADWATCH_RUN": "lstm-1",
         "GRADWATCH_PROJECT": "speech",
-        "GRADWATCH_DIR": "/tmp/spool",
+        "GRADWATCH_DIR": "/spool",
         "GRADWATCH_EVERY": "5",
         "GRADWATCH_TIMEOUT": "2.5",
         "GRADWATCH_FLUSH_TIMEOUT": "1",
@@ -36,11 +36,11 @@ def test_every_variable_of_the_contract_is_read() -> None:
     }
     assert resolve(environment=environment) == Settings(
         url="https://watch.example:8443",
-        token="secret",
+        token="secret",  # noqa: S106 - not a real one
         mode="offline",
         run="lstm-1",
         project="speech",
-        directory=Path("/tmp/spool"),
+        directory=Path("/spool"),
         every=5,
         timeout=2.5,
         flush_timeout=1.0,

@@ -6,6 +6,7 @@ import inspect
 import io
 import logging
 import pickle
+import threading
 import weakref
 from typing import Any
 
@@ -275,8 +276,8 @@ def test_checkpoints_pickles_and_copies_of_model_and_optimizer_know_nothing_of_u
     torch.save([model.state_dict(), optimizer.state_dict()], saved)
     torch.save([plain_model.state_dict(), plain.state_dict()], expected)
     assert saved.getvalue() == expected.getvalue()
-    copied = copy.deepcopy((model, optimizer)), pickle.loads(pickle.dumps((model, optimizer)))
-    for twin, twin_optimizer in copied:
+    unpickled = pickle.loads(pickle.dumps((model, optimizer)))  # noqa: S301 - our own
+    for twin, twin_optimizer in (copy.deepcopy((model, optimizer)), unpickled):
         assert not twin_optimizer._optimizer_step_pre_hooks
         torch.save(twin, io.BytesIO())
 
@@ -284,7 +285,7 @@ def test_checkpoints_pickles_and_copies_of_model_and_optimizer_know_nothing_of_u
 def test_a_watch_in_a_pickled_trainer_becomes_a_closed_one() -> None:
     model, optimizer = task()
     watch = quiet(model, optimizer)
-    twin = pickle.loads(pickle.dumps({"watch": watch}))["watch"]
+    twin = pickle.loads(pickle.dumps({"watch": watch}))["watch"]  # noqa: S301 - our own
     assert twin.run == watch.run
     assert not twin.health().clipping
     twin.log(loss=1.0)
@@ -338,8 +339,6 @@ def test_nothing_is_kept_alive_after_the_last_reference_is_gone() -> None:
 def test_disabled_mode_starts_no_thread_and_writes_no_file(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import threading
-
     monkeypatch.chdir(tmp_path)
     before = threading.active_count()
     model, optimizer = task()

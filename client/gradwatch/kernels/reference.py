@@ -79,7 +79,7 @@ def round_down(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _Part(NamedTuple):
-    """Sums over one chunk, all [], over elements divided by the tensor's scale."""
+    """Sums over one chunk, all []; elements are divided by the tensor's scale, before and after."""
 
     squares: Tensor
     total: Tensor
@@ -95,8 +95,11 @@ class _Part(NamedTuple):
 
 def _measure_(grad: Tensor, limit: Tensor | None, *, zero_nonfinite: bool) -> Tensor:
     """Clip one gradient and return its column, [len(Row)]."""
-    scale = _scale(grad)
-    parts = [_part_(c, scale, limit, zero_nonfinite=zero_nonfinite) for c in _chunks(grad)]
+    scale = scale_after = _scale(grad)
+    if limit is not None:
+        scale_after = torch.where(limit > 0, torch.minimum(scale, limit.to(scale.dtype)), scale)
+    scales = (scale, scale_after)
+    parts = [_part_(c, scales, limit, zero_nonfinite=zero_nonfinite) for c in _chunks(grad)]
     if not parts:
         empty = torch.zeros(len(Row), dtype=scale.dtype, device=grad.device)
         empty[Row.COSINE_AFTER :] = 1
@@ -119,14 +122,17 @@ def _measure_(grad: Tensor, limit: Tensor | None, *, zero_nonfinite: bool) -> Te
             p.nan,
             p.zero,
             p.clipped,
-            after * scale,
+            after * scale_after,
             cosine,
             one,
         ]
     )
 
 
-def _part_(grad: Tensor, scale: Tensor, limit: Tensor | None, *, zero_nonfinite: bool) -> _Part:
+def _part_(
+    grad: Tensor, scales: tuple[Tensor, Tensor], limit: Tensor | None, *, zero_nonfinite: bool
+) -> _Part:
+    scale, scale_after = scales
     finite = grad.isfinite()
     before = torch.where(finite, grad, 0).to(scale.dtype) / scale
     nonfinite, nan, zero = finite.logical_not(), grad.isnan(), grad == 0
@@ -142,7 +148,7 @@ def _part_(grad: Tensor, scale: Tensor, limit: Tensor | None, *, zero_nonfinite:
         clipped = beyond.sum(**count)
         held = (beyond & nonfinite).sum(**count)
         grad.clamp_(-limit, limit)
-        after = torch.where(finite, grad, 0).to(scale.dtype) / scale
+        after = torch.where(finite, grad, 0).to(scale.dtype) / scale_after
         squares_after, dot = (after * after).sum(), (before * after).sum()
     return _Part(
         squares=squares,

@@ -8,20 +8,20 @@ from typing import Protocol
 import torch
 from torch.optim import Optimizer
 
-from gradwatch.amp import rescale_, scale_of, take_over_unscaling_
 from gradwatch.clipper import Clipper
 from gradwatch.console import LogOnce
-from gradwatch.hooks import StepHook
-from gradwatch.layout import Layout
 from gradwatch.sample import Sample
-from gradwatch.sampling import Sampling
 from gradwatch.scalars import Scalar
 from gradwatch.statistics import GradStats
+from gradwatch.watching.amp import rescale_, scale_of, take_over_unscaling_
+from gradwatch.watching.hooks import StepHook
+from gradwatch.watching.layout import Layout
+from gradwatch.watching.sampling import Sampling
 
-__all__ = ["Outlet", "Tracked"]
+__all__ = ["SampleSink", "Tracked"]
 
 
-class Outlet(Protocol):
+class SampleSink(Protocol):
     """Where finished samples go. Constant time, never waits, never raises on purpose."""
 
     def announce(self, tracked: "Tracked") -> None:
@@ -56,7 +56,7 @@ class Tracked:
     clipper: Clipper
     sampling: Sampling
     log: LogOnce
-    outlet: Outlet | None = None
+    outlet: SampleSink | None = None
     before_clip: Callable[[int], None] | None = None
     grad_scale: Callable[[], Scalar | None] | None = None
     hook: StepHook | None = None

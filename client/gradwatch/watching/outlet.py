@@ -13,15 +13,15 @@ from gradwatch.reporter import Reporter
 from gradwatch.sample import Sample
 from gradwatch.settings import Settings
 from gradwatch.statistics import STATISTICS
-from gradwatch.summary import Latest, Summary
-from gradwatch.tracked import Tracked
+from gradwatch.watching.summary import Latest, Summary
+from gradwatch.watching.tracked import Tracked
 from gradwatch_wire import Manifest
 
-__all__ = ["Channel"]
+__all__ = ["Outlet"]
 
 
 @dataclass(slots=True, eq=False)
-class Channel:
+class Outlet:
     """The reporting half of a Watch; takes samples for the reporter and keeps its figures.
 
     Args:

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from gradwatch.hooks import unwrap_optimizer
 from gradwatch.statistics import GradStats
+from gradwatch.watching.hooks import unwrap_optimizer
 
 __all__ = ["ScalerHook", "Scaling", "rescale_", "scale_of", "scaler_around", "take_over_unscaling_"]
 

@@ -10,20 +10,20 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gradwatch import shutdown
-from gradwatch.channel import Channel
 from gradwatch.clipper import Clipper
 from gradwatch.console import LogOnce
 from gradwatch.errors import WatchError
-from gradwatch.hooks import StepHook, unwrap_optimizer
 from gradwatch.identity import Identity, identify
-from gradwatch.layout import Layout, Names, Parameters, patterns, unwrap_model
 from gradwatch.policies import Policy, as_policy, policy_to_json
 from gradwatch.reporter import Reporter
-from gradwatch.sampling import Sampling
 from gradwatch.settings import Settings, resolve
-from gradwatch.tracked import Tracked
 from gradwatch.version import __version__
-from gradwatch.watcher import Watch
+from gradwatch.watching.hooks import StepHook, unwrap_optimizer
+from gradwatch.watching.layout import Layout, Names, Parameters, patterns, unwrap_model
+from gradwatch.watching.outlet import Outlet
+from gradwatch.watching.sampling import Sampling
+from gradwatch.watching.tracked import Tracked
+from gradwatch.watching.watch import Watch
 
 __all__ = ["watch"]
 
@@ -155,7 +155,7 @@ def watch(
         settings=settings,
         identity=identity,
         tracked=tracked,
-        channel=_channel(settings, identity, policy),
+        outlet=_outlet(settings, identity, policy),
         log_once=log,
         stop_after=limit,
     )
@@ -241,12 +241,12 @@ def _tags(model: nn.Module | None, tags: Mapping[str, object] | None) -> dict[st
     return {**known, **(tags or {})}
 
 
-def _channel(settings: Settings, identity: Identity, policy: Policy | None) -> Channel | None:
+def _outlet(settings: Settings, identity: Identity, policy: Policy | None) -> Outlet | None:
     # Replicated ranks hold the same gradients: rank 0 reports for all.
     if settings.mode == "disabled" or identity.rank > 0:
         return None
     description = None if policy is None else policy_to_json(policy)
-    return Channel(settings, identity, description, Reporter(settings, identity))
+    return Outlet(settings, identity, description, Reporter(settings, identity))
 
 
 def _attach(made: Watch, tracked: Tracked) -> None:

@@ -9,16 +9,16 @@ from weakref import WeakMethod, finalize
 from torch import Tensor
 
 from gradwatch import shutdown
-from gradwatch.amp import ScalerHook
-from gradwatch.channel import Channel
 from gradwatch.console import LogOnce
 from gradwatch.errors import PolicyError
 from gradwatch.identity import Identity
 from gradwatch.reporter import Health as Delivery
 from gradwatch.scalars import accept
 from gradwatch.settings import Settings
-from gradwatch.summary import Latest, Summary
-from gradwatch.tracked import Tracked
+from gradwatch.watching.amp import ScalerHook
+from gradwatch.watching.outlet import Outlet
+from gradwatch.watching.summary import Latest, Summary
+from gradwatch.watching.tracked import Tracked
 
 __all__ = ["Health", "Status", "Watch"]
 
@@ -63,7 +63,7 @@ class Watch:
     settings: Settings
     identity: Identity
     tracked: tuple[Tracked, ...]
-    channel: Channel | None
+    outlet: Outlet | None
     log_once: LogOnce = field(default_factory=LogOnce)
     stop_after: int | None = None
     _scaler: ScalerHook | None = None
@@ -72,14 +72,14 @@ class Watch:
     _stop: bool = False
 
     def __post_init__(self) -> None:
-        if self.channel is not None:
+        if self.outlet is not None:
             # Weakly: the reporter's thread must not keep the model alive.
-            self.channel.on_read = WeakMethod(self._on_read)
-            finalize(self, self.channel.close, "completed", 1.0)
+            self.outlet.on_read = WeakMethod(self._on_read)
+            finalize(self, self.outlet.close, "completed", 1.0)
         for tracked in self.tracked:
-            tracked.outlet = self.channel
-            if self.channel is not None:
-                self.channel.announce(tracked)
+            tracked.outlet = self.outlet
+            if self.outlet is not None:
+                self.outlet.announce(tracked)
 
     @property
     def run(self) -> str:
@@ -151,17 +151,17 @@ class Watch:
         Returns:
             The statistics, or None while there are none (or in mode ``disabled``).
         """
-        if self.channel is None:
+        if self.outlet is None:
             return None
         name = self.tracked[0].name if optimizer is None else optimizer
-        return self.channel.latest(name)
+        return self.outlet.latest(name)
 
     def health(self) -> Health:
         """Return what works and what does not, without waiting."""
         return Health(
             mode=self.settings.mode,
             clipping=not self._closed and all(t.clipping for t in self.tracked),
-            reporting=self.channel is not None and all(t.outlet is not None for t in self.tracked),
+            reporting=self.outlet is not None and all(t.outlet is not None for t in self.tracked),
             errors=sum(t.errors for t in self.tracked),
             steps={t.name: t.step for t in self.tracked},
             kernel={t.name: t.clipper.kernel for t in self.tracked},
@@ -169,7 +169,7 @@ class Watch:
                 t.name: t.clipper.kernel_fallback for t in self.tracked if t.clipper.kernel_fallback
             },
             rejected_scalars=self._rejected,
-            delivery=None if self.channel is None else self.channel.reporter.health(),
+            delivery=None if self.outlet is None else self.outlet.reporter.health(),
         )
 
     def flush(self, timeout: float | None = None) -> bool:
@@ -181,9 +181,9 @@ class Watch:
         Returns:
             Whether nothing is left.
         """
-        if self.channel is None:
+        if self.outlet is None:
             return True
-        return self.channel.reporter.flush(self._patience(timeout))
+        return self.outlet.reporter.flush(self._patience(timeout))
 
     def detach(self) -> None:
         """Stop clipping and measuring; the optimizers are as they were. Reports still go out."""
@@ -204,9 +204,9 @@ class Watch:
         self._closed = True
         self.detach()
         shutdown.unregister(self)
-        if self.channel is not None:
+        if self.outlet is not None:
             steps = max((t.step for t in self.tracked), default=0)
-            self.channel.close(status, self._patience(timeout), steps)
+            self.outlet.close(status, self._patience(timeout), steps)
 
     def replace_by(self, newer: "Watch") -> None:
         """Close because an optimizer is watched anew: nothing is clipped twice."""
@@ -315,6 +315,6 @@ class Watch:
 
 
 def _closed_copy(settings: Settings, identity: Identity) -> Watch:
-    copy = Watch(settings=settings, identity=identity, tracked=(), channel=None)
+    copy = Watch(settings=settings, identity=identity, tracked=(), outlet=None)
     copy._closed = True
     return copy
