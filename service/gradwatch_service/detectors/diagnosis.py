@@ -3,73 +3,65 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gradwatch_service.detectors.base import Finding, RunContext, UnknownStateVersion
+from gradwatch_service.detectors.base import Finding, RunContext
+from gradwatch_service.detectors.exploding import ExplodingState, Spike, Witness, find_exploding
 from gradwatch_service.detectors.nonfinite import NonfiniteRow, find_nonfinite
-from gradwatch_service.detectors.window import Window
-from gradwatch_service.measures import global_norm, nonfinite_count
+from gradwatch_service.detectors.signals import Signals, read_signals
+from gradwatch_service.detectors.state_codec import dump_state, load_state
+from gradwatch_service.detectors.vanishing import Loss, VanishingState, find_vanishing
 from gradwatch_service.rows import StepRows
-from gradwatch_service.state_bytes import pack, unpack
 
 __all__ = ["Diagnosis", "DiagnosisState"]
-
-WINDOW: Final = 64
 
 
 @dataclass(slots=True)
 class DiagnosisState:
     """What the detectors remember of a stream. Treated as immutable outside this module."""
 
-    norms: Window  # ln of the global norm at the last accepted steps
-    recent: list[bool]  # whether the last steps stood out, oldest first, at most 5
+    exploding: ExplodingState = field(default_factory=ExplodingState)
+    vanishing: VanishingState = field(default_factory=VanishingState)
+    last_scale: float = 0.0
 
     def copy(self) -> DiagnosisState:
         """Return a state of its own."""
-        return DiagnosisState(self.norms.copy(), self.recent.copy())
+        return DiagnosisState(self.exploding.copy(), self.vanishing.copy(), self.last_scale)
 
 
 class Diagnosis:
-    """Finds exploding and non-finite gradients. See :class:`~.base.Analysis`."""
+    """Finds exploding, vanishing, oscillating and non-finite gradients. See :class:`~.base.Analysis`."""
 
-    version = 1
+    version = 2
 
     def start(self, context: RunContext) -> DiagnosisState:
         """State before the first step."""
         del context
-        return DiagnosisState(Window(WINDOW), [])
+        return DiagnosisState()
 
     def advance(
         self, state: DiagnosisState, rows: StepRows
     ) -> tuple[DiagnosisState, list[Finding]]:
         """State after the rows, and what was found, in step order."""
         state = state.copy()
-        names = [tensor.name for tensor in rows.manifest.tensors]
-        norms, bad = global_norm(rows), nonfinite_count(rows)
+        signals = read_signals(rows)
+        tensors = rows.manifest.tensors
+        numel = np.array([tensor.numel for tensor in tensors], np.int64)
+        weights = np.array([len(tensor.shape) >= 2 for tensor in tensors], np.bool_)
         found: list[Finding] = []
-        for i, step in enumerate(rows.steps.tolist()):
-            if bad[i] > 0:
-                counts = rows.tensors.get("nonfinite_count")
-                row = NonfiniteRow(
-                    step=step,
-                    rank=rows.rank,
-                    counts=counts[i] if counts is not None else bad[i : i + 1],
-                )
-                finding = find_nonfinite(row, names or ["gradient"])
+        for i in range(len(signals.steps)):
+            if signals.bad[i] > 0:
+                found += _nonfinite(signals, i)
             else:
-                finding = _exploding(state, step, rows.rank, float(norms[i]))
-            if finding is not None:
-                found.append(finding)
+                found += _finite(state, signals, i, numel, weights)
         return state, found
 
     def dump(self, state: DiagnosisState) -> bytes:
         """Write the state."""
-        return pack(
-            {"version": self.version, "norms": np.array(state.norms.values), "recent": state.recent}
-        )
+        return dump_state(state, self.version)
 
     def load(self, data: bytes) -> DiagnosisState:
         """Read what :meth:`dump` wrote.
@@ -77,35 +69,84 @@ class Diagnosis:
         Raises:
             UnknownStateVersion: Another version wrote it.
         """
-        values: dict[str, Any] = unpack(data)
-        if values.get("version") != self.version:
-            raise UnknownStateVersion(f"diagnosis state {values.get('version')!r}")
-        return DiagnosisState(Window(WINDOW, values["norms"].tolist()), values["recent"])
+        return load_state(DiagnosisState(), data, self.version)
 
 
-def _exploding(state: DiagnosisState, step: int, rank: int, norm: float) -> Finding | None:
-    if not norm > 0:
-        return None
-    value, window = math.log(norm), state.norms
-    if len(window) < 12:
-        window.push(value)
-        return None
-    middle = window.median
-    over = value - middle
-    spread = max(0.08, window.spread())
-    small = 1 + 30 / len(window)
-    state.recent = [*state.recent[-4:], over > max(3.5 * spread * small, math.log(2))]
-    limit = max(5 * spread * small, math.log(3))
-    window.push(min(value, middle + 0.25) if state.recent[-1] else value)
-    if over <= limit and sum(state.recent) < 3:
-        return None
+def _nonfinite(signals: Signals, i: int) -> list[Finding]:
+    counts = signals.nonfinite
+    row = NonfiniteRow(
+        step=signals.steps[i],
+        rank=signals.rank,
+        counts=counts[i] if counts is not None and counts.shape[1] else signals.bad[i : i + 1],
+        nans=None if signals.nans is None else signals.nans[i],
+        skipped=bool(signals.skipped[i] > 0),
+        scale_managed=bool(signals.scale[i] > 0),
+    )
+    finding = find_nonfinite(row, signals.names)
+    return [finding] if finding else []
+
+
+def _finite(
+    state: DiagnosisState,
+    signals: Signals,
+    i: int,
+    numel: NDArray[np.int64],
+    weights: NDArray[np.bool_],
+) -> list[Finding]:
+    found: list[Finding] = []
+    if not math.isfinite(signals.norm[i]):
+        return found
+    logs = signals.tensor_logs[i]
+    if signals.norm[i] > 0:
+        witness = Witness(
+            step=signals.steps[i],
+            log_norm=float(signals.log_norm[i]),
+            loss=float(signals.loss[i]),
+            cosine=float(signals.cosine[i]),
+            rate=float(signals.rate[i]),
+        )
+        spike = find_exploding(state.exploding, witness)
+        if spike is not None:
+            found.append(_exploding(signals, i, spike))
+    if len(logs):
+        losses = find_vanishing(
+            state.vanishing,
+            logs,
+            zero=signals.zero[i],
+            present=signals.present[i],
+            numel=numel,
+            weights=weights,
+        )
+        found += [_vanishing(signals, i, loss) for loss in losses]
+    return found
+
+
+def _exploding(signals: Signals, i: int, spike: Spike) -> Finding:
     return Finding(
         kind="exploding",
-        step=step,
-        onset_step=step,
-        severity="critical",
-        rank=rank,
-        observed=norm,
-        expected=math.exp(middle),
-        score=over / limit,
+        step=signals.steps[i],
+        onset_step=spike.onset_step,
+        severity="warning",
+        rank=signals.rank,
+        observed=float(signals.norm[i]),
+        expected=spike.expected,
+        score=spike.score,
+        cause="learning_rate_change" if spike.rate_ratio > 1 else spike.rule,
+    )
+
+
+def _vanishing(signals: Signals, i: int, loss: Loss) -> Finding:
+    names = tuple(signals.names[c] for c in loss.columns)
+    return Finding(
+        kind="vanishing",
+        step=signals.steps[i],
+        onset_step=signals.steps[max(0, i - 0)],
+        severity="warning",
+        rank=signals.rank,
+        tensors=names,
+        first_tensor=names[-1],
+        observed=loss.observed,
+        expected=loss.expected,
+        score=1.0,
+        cause={"zero": "dead_layer", "low": "unknown", "depth": "initialisation"}[loss.rule],
     )
