@@ -43,7 +43,14 @@ class Column:
 
     @classmethod
     def from_list(
-        cls, nested: object, dtype: str, *, at: str, dimensions: int = 1, pad: int = 0
+        cls,
+        nested: object,
+        dtype: str,
+        *,
+        at: str,
+        dimensions: int = 1,
+        pad: int = 0,
+        nulls: bool = True,
     ) -> "Column":
         """Pack nested lists of numbers; None becomes NaN where the dtype has one.
 
@@ -53,6 +60,7 @@ class Column:
             at: The field's path, for the error.
             dimensions: Depth of the nesting.
             pad: Innermost lists of up to this length may be ragged: zeros fill them up.
+            nulls: Whether null may stand for "not measured".
 
         Raises:
             WireError: Not such lists, a value that is no number, not finite or out of range.
@@ -61,7 +69,7 @@ class Column:
         convert = _float(dtype) if dtype in _LARGEST else _integer(dtype)
         values: array[Any] = array(_TYPECODES[dtype])
         for index, value in enumerate(flat):
-            converted = convert(value)
+            converted = None if value is None and not nulls else convert(value)
             if converted is None:
                 raise WireError(Problem(_place(at, index, shape), _refusal(value, dtype)))
             values.append(converted)

@@ -79,10 +79,17 @@ class _Payload:
         self._left = len(data)
 
     def read(
-        self, given: object, dtypes: tuple[str, ...], *, at: str, dimensions: int, pad: int = 0
+        self,
+        given: object,
+        dtypes: tuple[str, ...],
+        *,
+        at: str,
+        dimensions: int,
+        pad: int = 0,
+        nulls: bool = False,
     ) -> Column:
         if not isinstance(given, dict):
-            return read_list(given, dtypes, at=at, dimensions=dimensions, pad=pad)
+            return read_list(given, dtypes, at=at, dimensions=dimensions, pad=pad, nulls=nulls)
         dtype, shape, offset = given.get("dtype"), given.get("shape"), given.get("offset")
         if not isinstance(dtype, str) or dtype not in dtypes:
             raise WireError(

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from gradwatch_wire.column import Column
 from gradwatch_wire.errors import Problem, UnknownVersionError, WireError
 from gradwatch_wire.fields import Fields
-from gradwatch_wire.kinds import TENSOR_COLUMNS, UNKNOWN_COLUMN
+from gradwatch_wire.kinds import TENSOR_COLUMNS, UNKNOWN_COLUMN, ColumnKind
 from gradwatch_wire.manifest import HASH_PATTERN
 from gradwatch_wire.report import WIRE_VERSION, Histograms, Partial, Report
 
@@ -19,13 +19,21 @@ MAX_REASONS = 32
 MAX_RANKS = 4096
 BINS_PER_OCTAVE = (1, 2, 4, 8)
 SUPPORTED = (WIRE_VERSION,)
+_SCALAR = ColumnKind(("f8",), signed=True)
 
 
 class ReadArray(Protocol):
     """Reads one array of a document."""
 
     def __call__(
-        self, given: object, dtypes: tuple[str, ...], *, at: str, dimensions: int, pad: int = 0
+        self,
+        given: object,
+        dtypes: tuple[str, ...],
+        *,
+        at: str,
+        dimensions: int,
+        pad: int = 0,
+        nulls: bool = False,
     ) -> Column:
         """The array as a column of one of ``dtypes``.
 
@@ -121,11 +129,10 @@ def _columns(fields: Fields, name: str, limit: int, read: ReadArray) -> dict[str
             continue
         if given is None:
             continue
-        dtypes: tuple[str, ...] = ("f8",)
-        if name == "tensors":
-            dtypes = TENSOR_COLUMNS.get(key, UNKNOWN_COLUMN).dtypes
+        kind = TENSOR_COLUMNS.get(key, UNKNOWN_COLUMN) if name == "tensors" else _SCALAR
         at, dimensions = f"{name}.{key}", 2 if name == "tensors" else 1
-        column = fields.read(partial(read, given, dtypes, at=at, dimensions=dimensions), None)
+        take = partial(read, given, kind.dtypes, at=at, dimensions=dimensions, nulls=kind.optional)
+        column = fields.read(take, None)
         if column is not None:
             columns[key] = column
     return columns

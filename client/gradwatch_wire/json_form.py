@@ -24,11 +24,17 @@ def report_from_json(obj: object) -> Report:
 
 
 def read_list(
-    given: object, dtypes: tuple[str, ...], *, at: str, dimensions: int, pad: int = 0
+    given: object,
+    dtypes: tuple[str, ...],
+    *,
+    at: str,
+    dimensions: int,
+    pad: int = 0,
+    nulls: bool = False,
 ) -> Column:
     """Pack nested lists into the first of ``dtypes`` that holds their numbers."""
     wide = "u8" if "u8" in dtypes and dtypes[0] == "u4" else dtypes[0]
-    column = Column.from_list(given, wide, at=at, dimensions=dimensions, pad=pad)
+    column = Column.from_list(given, wide, at=at, dimensions=dimensions, pad=pad, nulls=nulls)
     if wide == dtypes[0] or any(number >= 2**32 for number in column.flat()):
         return column
     narrow = Column.from_list(column.flat().tolist(), dtypes[0], at=at)
