@@ -9,8 +9,8 @@ from torch import Tensor
 
 from gradwatch.console import Ending, closing_lines, say
 from gradwatch.identity import Identity
-from gradwatch.reporter import Reporter
-from gradwatch.sample import Sample
+from gradwatch.reporting.reporter import Reporter
+from gradwatch.reporting.sample import Sample
 from gradwatch.settings import Settings
 from gradwatch.statistics import STATISTICS
 from gradwatch.watching.summary import Latest, Summary

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gradwatch.sample import Sample
+from gradwatch.reporting.sample import Sample
 from gradwatch.scalars import Scalar
 from gradwatch.statistics import GradStats
 

@@ -15,7 +15,7 @@ from gradwatch.console import LogOnce
 from gradwatch.errors import WatchError
 from gradwatch.identity import Identity, identify
 from gradwatch.policies import Policy, as_policy, policy_to_json
-from gradwatch.reporter import Reporter
+from gradwatch.reporting.reporter import Reporter
 from gradwatch.settings import Settings, resolve
 from gradwatch.version import __version__
 from gradwatch.watching.hooks import StepHook, unwrap_optimizer
@@ -114,11 +114,7 @@ def watch(
     """
     policy = as_policy(clip)
     limit = stop_limit(stop_on)
-    if (
-        isinstance(histogram_every, bool)
-        or not isinstance(histogram_every, int)
-        or histogram_every < 0
-    ):
+    if not _is_count(histogram_every, least=0):
         raise WatchError(
             f"watch(histogram_every={histogram_every!r}): give a number of steps, 0 for none."
         )
@@ -201,13 +197,17 @@ def _visible_scaler(given: object) -> Any:
     return getattr(each, "scaler", None)
 
 
+def _is_count(value: object, *, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
 def stop_limit(stop_on: Mapping[str, int] | None) -> int | None:
     """Check ``stop_on``; return after how many non-finite steps in a row to stop, or None."""
     if stop_on is None:
         return None
     wrong = [key for key in stop_on if key != "nonfinite"]
     limit = stop_on.get("nonfinite", 1)
-    if wrong or isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+    if wrong or not _is_count(limit, least=1):
         raise WatchError(
             f"watch(stop_on={dict(stop_on)!r}): the one condition is "
             '{"nonfinite": n}, n non-finite steps in a row, 1 or more.'

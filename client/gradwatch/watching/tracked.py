@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from gradwatch.clipper import Clipper
 from gradwatch.console import LogOnce
-from gradwatch.sample import Sample
+from gradwatch.reporting.sample import Sample
 from gradwatch.scalars import Scalar
 from gradwatch.statistics import GradStats
 from gradwatch.watching.amp import rescale_, scale_of, take_over_unscaling_

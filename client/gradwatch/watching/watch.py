@@ -12,7 +12,7 @@ from gradwatch import shutdown
 from gradwatch.console import LogOnce
 from gradwatch.errors import PolicyError
 from gradwatch.identity import Identity
-from gradwatch.reporter import Health as Delivery
+from gradwatch.reporting.reporter import Health as Delivery
 from gradwatch.scalars import accept
 from gradwatch.settings import Settings
 from gradwatch.watching.amp import ScalerHook
