@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from gradwatch.sample import Sample
-from gradwatch.slots import HostSlots
+from gradwatch.reporting.sample import Sample
+from gradwatch.reporting.slots import HostSlots
 
 __all__ = ["Handover"]
 

@@ -5,11 +5,11 @@ import random
 import time
 from collections.abc import Callable
 
-from gradwatch.delivery import Delivery, readdressed
 from gradwatch.identity import Identity
-from gradwatch.pace import Pace
-from gradwatch.transport import Response, Transport, TransportError
-from gradwatch.verdict import Action, Verdict, judge_registration, judge_report
+from gradwatch.reporting.delivery import Delivery, readdressed
+from gradwatch.reporting.pace import Pace
+from gradwatch.reporting.transport import Response, Transport, TransportError
+from gradwatch.reporting.verdict import Action, Verdict, judge_registration, judge_report
 from gradwatch_wire import CONTENT_TYPE, Manifest
 
 __all__ = ["Courier"]

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gradwatch.slots import HostSlots
+from gradwatch.reporting.slots import HostSlots
 from gradwatch.statistics import GradStats
 
 __all__ = ["Sample"]

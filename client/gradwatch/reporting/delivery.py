@@ -5,7 +5,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from gradwatch.packing import Packer
+from gradwatch.reporting.packing import Packer
 from gradwatch_wire import Column, Histograms, Manifest, Report, decode, encode
 
 __all__ = ["Batch", "Delivery", "Layout", "empty", "readdressed"]

@@ -10,14 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from gradwatch.backlog import Backlog
 from gradwatch.console import LogOnce
-from gradwatch.courier import Courier
-from gradwatch.delivery import Delivery, Layout
-from gradwatch.gathering import Gathering
-from gradwatch.handover import Handover
-from gradwatch.sample import Sample
-from gradwatch.verdict import Action, Verdict
+from gradwatch.reporting.backlog import Backlog
+from gradwatch.reporting.courier import Courier
+from gradwatch.reporting.delivery import Delivery, Layout
+from gradwatch.reporting.gathering import Gathering
+from gradwatch.reporting.handover import Handover
+from gradwatch.reporting.sample import Sample
+from gradwatch.reporting.verdict import Action, Verdict
 
 __all__ = ["Background", "Introduction", "Request"]
 

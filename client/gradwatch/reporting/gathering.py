@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from gradwatch import scalars
-from gradwatch.delivery import Batch, Delivery, Layout
-from gradwatch.sample import Sample
+from gradwatch.reporting.delivery import Batch, Delivery, Layout
+from gradwatch.reporting.sample import Sample
 
 __all__ = ["Gathering"]
 

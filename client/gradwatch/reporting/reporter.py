@@ -12,17 +12,17 @@ from typing import Any
 
 from torch import Tensor
 
-from gradwatch.background import Background, Introduction, Request
-from gradwatch.backlog import Backlog
-from gradwatch.courier import Courier
-from gradwatch.delivery import Layout
-from gradwatch.handover import Handover
 from gradwatch.identity import Identity
-from gradwatch.pace import Pace
-from gradwatch.packing import Packer
-from gradwatch.sample import Sample
+from gradwatch.reporting.background import Background, Introduction, Request
+from gradwatch.reporting.backlog import Backlog
+from gradwatch.reporting.courier import Courier
+from gradwatch.reporting.delivery import Layout
+from gradwatch.reporting.handover import Handover
+from gradwatch.reporting.pace import Pace
+from gradwatch.reporting.packing import Packer
+from gradwatch.reporting.sample import Sample
+from gradwatch.reporting.transport import HttpTransport, Transport
 from gradwatch.settings import Settings
-from gradwatch.transport import HttpTransport, Transport
 from gradwatch_wire import Manifest
 
 __all__ = ["Health", "Reporter"]

@@ -3,7 +3,7 @@
 from collections import Counter, deque
 from collections.abc import Mapping
 
-from gradwatch.delivery import Delivery, empty
+from gradwatch.reporting.delivery import Delivery, empty
 
 __all__ = ["Backlog"]
 

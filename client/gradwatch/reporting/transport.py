@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
-from gradwatch.deadline import Deadline, DeadlineSocket
+from gradwatch.reporting.deadline import Deadline, DeadlineSocket
 from gradwatch.version import __version__
 
 __all__ = ["HttpTransport", "Response", "Transport", "TransportError", "is_loopback", "may_carry"]
