@@ -10,12 +10,22 @@ from typing import Annotated, Literal
 
 from fastapi import Depends, Request
 
-from gradwatch_service.problems import ServiceError
+from gradwatch_service.problems import ServiceError, invalid
 from gradwatch_service.settings import Settings
-from gradwatch_service.store.base import RunRecord, UnknownRunError
+from gradwatch_service.store.base import RunRecord, Store, UnknownRunError
 from gradwatch_service.tokens import Token, read_tokens
+from gradwatch_wire import is_run_id
 
-__all__ = ["SCOPES", "Access", "Admin", "Caller", "Ingester", "Reader", "VisibleRun"]
+__all__ = [
+    "SCOPES",
+    "Access",
+    "Admin",
+    "Caller",
+    "Ingester",
+    "Reader",
+    "VisibleRun",
+    "check_run_id",
+]
 
 Scope = Literal["ingest", "read", "admin"]
 SCOPES: tuple[Scope, ...] = ("ingest", "read", "admin")
@@ -38,6 +48,21 @@ class Caller:
     def sees(self, project: str) -> bool:
         """Whether something of that project exists for the caller at all."""
         return self.project is None or self.project == project
+
+    def check(self, store: Store, run: str) -> None:
+        """Pass a run that is new or seen; reads the store only for callers of one project.
+
+        Raises:
+            UnknownRunError: The run is another project's.
+        """
+        if self.project is None:
+            return
+        try:
+            project = store.run(run).project
+        except UnknownRunError:
+            return
+        if project != self.project:
+            raise UnknownRunError(run)
 
 
 ANYONE = Caller("", frozenset(SCOPES), None)
@@ -118,7 +143,22 @@ Ingester = Annotated[Caller, Depends(_Needs("ingest"))]
 Admin = Annotated[Caller, Depends(_Needs("admin"))]
 
 
+def check_run_id(run: str) -> None:
+    """Refuse what cannot be a run id.
+
+    Raises:
+        ServiceError: 422 ``invalid_run``.
+    """
+    if not is_run_id(run):
+        raise invalid(
+            "run",
+            f"{run[:140]!r} given; allowed: a letter or digit, then up to 127 of A-Za-z0-9._-",
+            code="invalid_run",
+        )
+
+
 def _visible_run(run: str, request: Request, caller: Reader) -> RunRecord:
+    check_run_id(run)
     record: RunRecord = request.app.state.service.store.run(run)
     if not caller.sees(record.project):
         # The same as for a run that never was: its existence is nobody else's business.

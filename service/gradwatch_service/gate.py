@@ -8,6 +8,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gradwatch_service.instruments import Instruments
 from gradwatch_service.problems import ServiceError, problem
 from gradwatch_service.settings import Settings
 from gradwatch_wire import CONTENT_TYPE
@@ -16,6 +17,18 @@ __all__ = ["JSON_TYPE", "Gate", "host_of", "is_loopback", "media_type"]
 
 JSON_TYPE = "application/json"
 WRITES = frozenset({"POST", "PUT", "PATCH"})
+REJECTIONS = {
+    400: "invalid",
+    401: "unauthorized",
+    403: "unauthorized",
+    404: "invalid",
+    409: "conflict",
+    410: "conflict",
+    413: "too_large",
+    415: "invalid",
+    422: "invalid",
+    429: "overload",
+}
 
 
 class Gate:
@@ -26,8 +39,9 @@ class Gate:
     another host name than its own (DNS rebinding), so both are demanded.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, instruments: Instruments) -> None:
         self._app = app
+        self._instruments = instruments
         self._limit = settings.max_body_bytes
         self._any_host = "*" in settings.allowed_hosts
         self._hosts = {host.lower().strip("[]") for host in settings.allowed_hosts}
@@ -39,6 +53,8 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "POST" and scope["path"].endswith(("/reports", "/steps")):
+            send = self._noted(send)
         headers = Headers(scope=scope)
         try:
             self._check(scope["method"], headers)
@@ -49,6 +65,16 @@ class Gate:
         if scope["method"] in WRITES:
             receive = _counted(receive, self._limit)
         await self._app(scope, receive, send)
+
+    def _noted(self, send: Send) -> Send:
+        async def noted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                reason = REJECTIONS.get(message["status"])
+                if reason is not None:
+                    self._instruments.rejected(reason)
+            await send(message)
+
+        return noted
 
     def _check(self, method: str, headers: Headers) -> None:
         host = host_of(headers.get("host", ""))

@@ -55,7 +55,14 @@ class Settings(BaseModel):
     snapshot_steps: int = Field(512, ge=1, description="Steps between snapshots of analysis.")
     finish_seconds: float = Field(20, ge=0, description="How long finish waits for analysis.")
     partial_seconds: float = Field(30, ge=0, description="How long shards wait for each other.")
-    silent_seconds: float = Field(60, gt=0, description="Silence after which a run is silent.")
+    silent_seconds: float = Field(300, gt=0, description="Silence after which a run is silent.")
+
+    metric_tags: tuple[str, ...] = Field((), description="Tags that become labels of run metrics.")
+    value_ttl_seconds: float = Field(300, gt=0, description="Silence after which values expire.")
+    info_ttl_seconds: float = Field(86_400, gt=0, description="The same for a run's counters.")
+    max_series: int = Field(500_000, ge=1, description="Series of /metrics altogether.")
+    max_series_per_run: int = Field(1000, ge=1, description="Series of /metrics per run.")
+    notify: tuple[str, ...] = Field((), description="Addresses that incidents are posted to.")
 
     retention_full_seconds: float = Field(
         24 * 3600, ge=0, description="Age up to which every step is kept."

@@ -73,7 +73,9 @@ def add_token(
     """
     known: Mapping[str, Token] = read_tokens(path) if path.exists() else {}
     if any(token.name == name for token in known.values()):
-        raise TokenFileError(f"{path}: there is a token named {name!r} already; choose another name")
+        raise TokenFileError(
+            f"{path}: there is a token named {name!r} already; choose another name"
+        )
     secret = secret or new_secret()
     digest = hashlib.sha256(secret.encode()).hexdigest()
     _write(path, [*known.values(), Token(name, digest, tuple(sorted(set(scopes))), project)])

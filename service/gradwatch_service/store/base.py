@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from gradwatch_service import live
 from gradwatch_service.rows import StepRows
 from gradwatch_wire import Manifest, Partial
 
@@ -48,7 +49,7 @@ class Delivery:
         received: Server clock, Unix seconds.
         dropped: Reports that the client gave up, by reason.
         partial: Set when the rows are one shard's part.
-        counts: What the commit adds to the run's counters.
+        counts: What the commit adds to the run's counters; see :mod:`gradwatch_service.live`.
     """
 
     run: str
@@ -58,9 +59,9 @@ class Delivery:
     digest: bytes
     packed: bytes
     received: float
+    counts: live.Summary
     dropped: Mapping[str, int] = field(default_factory=dict)
     partial: Partial | None = None
-    counts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,7 @@ class RunRecord:
     world_size: int
     policy: Mapping[str, Any] | None
     dropped: Mapping[str, int]
-    counters: Mapping[str, float]
+    counters: live.Counters
     created_at: float
     last_report_at: float | None
     finished_at: float | None
@@ -182,20 +183,23 @@ class Commit:
     """What a transaction changed, told to listeners after it is durable.
 
     ``attempt``, ``optimizer``, ``rank`` and ``rows`` are set for reports (``rows`` may hold no
-    step); ``counters`` are the run's counters as committed.
+    step); ``counters`` are the run's counters as committed; ``record`` is the run as it is now,
+    set for registrations, edits and finishes.
     """
 
     kind: CommitKind
     run: str
     project: str
-    counters: Mapping[str, float] = field(default_factory=dict)
+    counters: live.Counters = live.EMPTY
     attempt: int | None = None
     optimizer: str | None = None
     rank: int | None = None
     rows: StepRows | None = None
     received: float | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
+    partial: bool = False
     status: str | None = None
+    record: RunRecord | None = None
 
 
 class Store(Protocol):
@@ -292,7 +296,7 @@ class Store(Protocol):
         """Every registered stream, by attempt, optimizer and rank; also those without a step."""
 
     def gaps(self, run: str, attempt: int) -> dict[int, Gap]:
-        """Completeness of the deliveries by rank. The short way has no gaps."""
+        """Completeness of the numbered deliveries by rank; the short way numbers none."""
 
     def read(
         self,

@@ -13,7 +13,23 @@ from gradwatch_service.rows import HistogramRows, StepRows
 from gradwatch_service.store.packing import pack, unpack
 from gradwatch_wire import Manifest
 
-__all__ = ["cut_tensors", "join", "pack_rows", "unpack_rows"]
+__all__ = [
+    "HISTOGRAM",
+    "SCALAR",
+    "STEPS",
+    "TENSOR",
+    "TIME",
+    "cut_tensors",
+    "histogram_head",
+    "histogram_rows",
+    "join",
+    "named",
+    "pack_rows",
+    "pick",
+    "unpack_rows",
+    "wanted_columns",
+    "widen",
+]
 
 Array = NDArray[Any]
 STEPS, TIME, SCALAR, TENSOR, HISTOGRAM = "n", "u", "s:", "t:", "h:"
@@ -25,10 +41,7 @@ def pack_rows(rows: StepRows) -> bytes:
     columns.update({SCALAR + name: values for name, values in rows.scalars.items()})
     columns.update({TENSOR + name: values.T for name, values in rows.tensors.items()})
     for index, part in enumerate(rows.histograms):
-        columns[f"{HISTOGRAM}{index}n"] = part.steps
-        columns[f"{HISTOGRAM}{index}m"] = np.array(
-            [part.bins_per_octave, part.lowest_exponent, part.sampled]
-        )
+        columns.update(histogram_head(index, part))
         columns[f"{HISTOGRAM}{index}c"] = part.counts
     return pack(columns)
 
@@ -48,37 +61,111 @@ def unpack_rows(
     Raises:
         ValueError: The bytes are damaged.
     """
-    found = unpack(blob, _wanted(columns, histograms))
+    found = unpack(blob, wanted_columns(columns, histograms=histograms))
+    counts = {name: v for name, v in found.items() if name[:2] == HISTOGRAM and name[-1] == "c"}
     return StepRows(
         attempt=attempt,
         optimizer=optimizer,
         rank=rank,
         steps=found[STEPS],
         time=found[TIME],
-        scalars=_named(found, SCALAR),
-        tensors={name: values.T for name, values in _named(found, TENSOR).items()},
+        scalars=named(found, SCALAR),
+        tensors={name: values.T for name, values in named(found, TENSOR).items()},
         manifest=manifest,
-        histograms=_histograms(found),
+        histograms=histogram_rows(found, list(counts.values())),
     )
 
 
-def cut_tensors(rows: StepRows, tensors: Sequence[int]) -> StepRows:
-    """The rows with these tensors alone, in this order, the manifest and histograms cut alike."""
-    index = np.asarray(tensors, dtype=np.intp)
-    kept = tuple(rows.manifest.tensors[i] for i in tensors)
+def histogram_head(index: int, part: HistogramRows) -> dict[str, Array]:
+    """The columns of a histogram beside its counts."""
+    head = np.array([part.bins_per_octave, part.lowest_exponent, part.sampled])
+    return {f"{HISTOGRAM}{index}n": part.steps, f"{HISTOGRAM}{index}m": head}
+
+
+def histogram_rows(
+    found: Mapping[str, Array], counts: Sequence[Array]
+) -> tuple[HistogramRows, ...]:
+    """Histograms from their heads in ``found`` and their counts, in the same order."""
+    parts = []
+    for index, values in enumerate(counts):
+        bins_per_octave, lowest_exponent, sampled = found[f"{HISTOGRAM}{index}m"].tolist()
+        parts.append(
+            HistogramRows(
+                found[f"{HISTOGRAM}{index}n"],
+                int(bins_per_octave),
+                int(lowest_exponent),
+                float(sampled),
+                values,
+            )
+        )
+    return tuple(parts)
+
+
+def wanted_columns(columns: Collection[str] | None, *, histograms: bool) -> Callable[[str], bool]:
+    """Which packed columns to read: these tensor columns (None: all), with or without histograms."""
+
+    def wanted(name: str) -> bool:
+        if name.startswith(TENSOR):
+            return columns is None or name[len(TENSOR) :] in columns
+        return histograms or not name.startswith(HISTOGRAM)
+
+    return wanted
+
+
+def named(found: Mapping[str, Array], prefix: str) -> dict[str, Array]:
+    """Columns whose names begin with the prefix, without it."""
+    return {name[len(prefix) :]: v for name, v in found.items() if name.startswith(prefix)}
+
+
+def cut_tensors(rows: StepRows, manifest: Manifest, tensors: Sequence[int]) -> StepRows:
+    """The rows with these tensors alone, in this order; ``manifest`` is what is then left."""
+    index = np.asarray([i for i in tensors if i < len(rows.manifest.tensors)], dtype=np.intp)
     return replace(
         rows,
         tensors={name: values[:, index] for name, values in rows.tensors.items()},
         histograms=tuple(replace(h, counts=h.counts[:, index]) for h in rows.histograms),
-        manifest=replace(rows.manifest, tensors=kept),
+        manifest=manifest,
     )
 
 
-def join(parts: Sequence[StepRows]) -> StepRows:
-    """Rows of one stream and one manifest as one; a column that a part lacks is NaN there.
+def widen(rows: StepRows, manifest: Manifest) -> StepRows:
+    """The rows under a manifest that adds tensors: those are not present, their columns are 0."""
+    missing = len(manifest.tensors) - len(rows.manifest.tensors)
+    if missing <= 0:
+        return rows
+    had = (len(rows), len(rows.manifest.tensors))
+    columns = dict(rows.tensors)
+    columns.setdefault("present", np.ones(had, dtype=np.uint8))
+    return replace(
+        rows,
+        tensors={name: np.pad(values, ((0, 0), (0, missing))) for name, values in columns.items()},
+        histograms=tuple(
+            replace(h, counts=np.pad(h.counts, ((0, 0), (0, missing), (0, 0))))
+            for h in rows.histograms
+        ),
+        manifest=manifest,
+    )
 
-    A counting column that some part lacks becomes f8, since only that has a NaN.
+
+def pick(rows: StepRows, index: Array) -> StepRows:
+    """These rows, by their places. Histograms stay as they are."""
+    return replace(
+        rows,
+        steps=rows.steps[index],
+        time=rows.time[index],
+        scalars={name: values[index] for name, values in rows.scalars.items()},
+        tensors={name: values[index] for name, values in rows.tensors.items()},
+    )
+
+
+def join(parts: Sequence[StepRows], manifest: Manifest | None = None) -> StepRows:
+    """Rows of one stream as one, under the manifest given or the first one's.
+
+    A column that a part lacks is NaN there; a counting column becomes f8 for it, since only that
+    has a NaN.
     """
+    if manifest is not None:
+        parts = [widen(part, manifest) for part in parts]
     if len(parts) == 1:
         return parts[0]
     first = parts[0]
@@ -105,44 +192,10 @@ def _names(columns: Sequence[Mapping[str, Array]]) -> list[str]:
 
 
 def _stack(columns: Sequence[Array | None], shapes: Sequence[tuple[int, ...]]) -> Array:
+    single = all(column is None or column.dtype == np.float32 for column in columns)
     return np.concatenate(
         [
-            np.full(shape, np.nan, dtype="f4" if _is_f4(columns) else "f8") if column is None else column
+            np.full(shape, np.nan, dtype="f4" if single else "f8") if column is None else column
             for column, shape in zip(columns, shapes, strict=True)
         ]
     )
-
-
-def _is_f4(columns: Sequence[Array | None]) -> bool:
-    return all(column is None or column.dtype == np.float32 for column in columns)
-
-
-def _wanted(columns: Collection[str] | None, histograms: bool) -> Callable[[str], bool]:  # noqa: FBT001 - private
-    def wanted(name: str) -> bool:
-        if name.startswith(TENSOR):
-            return columns is None or name[len(TENSOR) :] in columns
-        return histograms or not name.startswith(HISTOGRAM)
-
-    return wanted
-
-
-def _named(found: Mapping[str, Array], prefix: str) -> dict[str, Array]:
-    return {name[len(prefix) :]: v for name, v in found.items() if name.startswith(prefix)}
-
-
-def _histograms(found: Mapping[str, Array]) -> tuple[HistogramRows, ...]:
-    parts = []
-    index = 0
-    while f"{HISTOGRAM}{index}n" in found:
-        bins_per_octave, lowest_exponent, sampled = found[f"{HISTOGRAM}{index}m"].tolist()
-        parts.append(
-            HistogramRows(
-                found[f"{HISTOGRAM}{index}n"],
-                int(bins_per_octave),
-                int(lowest_exponent),
-                float(sampled),
-                found[f"{HISTOGRAM}{index}c"],
-            )
-        )
-        index += 1
-    return tuple(parts)

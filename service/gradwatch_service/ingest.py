@@ -1,0 +1,315 @@
+"""Bodies in, durable deliveries out: bounded, decoded off the event loop, answered after the commit."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from fastapi import Request
+from numpy.typing import NDArray
+
+from gradwatch_service import live
+from gradwatch_service.bodies import decompress, parse_json
+from gradwatch_service.gate import JSON_TYPE, media_type
+from gradwatch_service.instruments import Instruments
+from gradwatch_service.problems import ServiceError
+from gradwatch_service.rows import StepRows
+from gradwatch_service.settings import Settings
+from gradwatch_service.store.base import Commit, Delivery, Receipt, Store
+from gradwatch_service.store.layout import pack_rows
+from gradwatch_service.validation import numel_of, rows_of
+from gradwatch_wire import CONTENT_TYPE, Manifest, Report, decode, report_from_json
+
+__all__ = ["Backlog", "Body", "Ingest"]
+
+DECODERS = 2
+KNOWN_MANIFESTS = 512
+TYPICAL_BYTES = 256 * 1024  # what a client puts into one delivery
+
+
+class Backlog:
+    """Bytes that were let in and are not committed yet. Touched on the event loop alone.
+
+    Args:
+        limit: Bytes beyond which nothing more is let in.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.bytes = 0
+        self.reports = 0
+        self.capacity = max(1, limit // TYPICAL_BYTES)
+
+    def enter(self, size: int) -> None:
+        """Let ``size`` bytes in.
+
+        Raises:
+            ServiceError: 429, the limit is reached.
+        """
+        # One body of any allowed size always fits into an empty queue.
+        if self.reports and self.bytes + size > self.limit:
+            raise ServiceError(
+                429,
+                "overload",
+                f"{self.bytes} bytes in {self.reports} reports are waiting to be stored; "
+                f"allowed: {self.limit}. Nothing of this report was stored; send it again later.",
+                headers={"Retry-After": "1"},
+            )
+        self.bytes += size
+        self.reports += 1
+
+    def grow(self, size: int) -> None:
+        """Count further bytes of what was let in."""
+        self.bytes += size
+
+    def leave(self, size: int) -> None:
+        """Let go of what was counted for one body."""
+        self.bytes -= size
+        self.reports -= 1
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A body as it came, with what says how to read it."""
+
+    data: bytes
+    kind: str
+    encoding: str
+    received: float
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A registered manifest with what validation needs of it."""
+
+    manifest: Manifest
+    numel: NDArray[np.uint64]
+
+
+class Ingest:
+    """Takes reports in.
+
+    Args:
+        settings: Limits.
+        store: Where deliveries go.
+        instruments: Counts what is stored.
+    """
+
+    def __init__(self, settings: Settings, store: Store, instruments: Instruments) -> None:
+        self.backlog = Backlog(settings.max_queue_bytes)
+        self._settings = settings
+        self._store = store
+        self._instruments = instruments
+        self._pool: ThreadPoolExecutor | None = None
+        self._draining = False
+        self._lock = threading.Lock()
+        self._known: OrderedDict[tuple[str, str], Known] = OrderedDict()
+        self._projects: OrderedDict[str, str] = OrderedDict()
+        store.on_commit(self._committed)
+
+    @property
+    def draining(self) -> bool:
+        """Whether no more reports are taken."""
+        return self._draining
+
+    def start(self) -> None:
+        """Start the decoding threads."""
+        self._pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="gradwatch-decode")
+
+    def drain(self) -> None:
+        """Refuse whatever comes from now on; what was let in is finished. Safe to repeat."""
+        self._draining = True
+
+    def stop(self) -> None:
+        """Finish decoding what was let in."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+
+    @asynccontextmanager
+    async def body(self, request: Request) -> AsyncIterator[Body]:
+        """Read a request's body; its bytes count against the queue until the block ends.
+
+        Raises:
+            ServiceError: 503 while draining, 429 when the queue is full.
+        """
+        if self._draining:
+            raise ServiceError(
+                503,
+                "draining",
+                "the service is stopping; send this again",
+                headers={"Retry-After": "5"},
+            )
+        declared = request.headers.get("content-length", "")
+        size = int(declared) if declared.isdecimal() else 0
+        self.backlog.enter(size)
+        try:
+            data = await request.body()
+            # A body without a length is only known now; it is bounded by the gate all the same.
+            self.backlog.grow(len(data) - size)
+            size = len(data)
+            headers = request.headers
+            yield Body(
+                data,
+                media_type(headers.get("content-type")),
+                headers.get("content-encoding", ""),
+                time.time(),
+            )
+        finally:
+            self.backlog.leave(size)
+
+    async def report(self, run: str, body: Body) -> tuple[Delivery, Receipt]:
+        """Store one report; returns once it is durable.
+
+        Raises:
+            ServiceError, WireError: The body is refused; nothing of it was stored.
+            SequenceConflictError, UnknownRunError, UnknownAttemptError, UnknownManifestError,
+            StoreUnavailableError: As :meth:`Store.append`.
+        """
+        delivery = await self.offload(self._prepare, run, body)
+        receipt = await asyncio.wrap_future(self._store.append(delivery))
+        self._counted(body, len(delivery.rows.manifest.tensors), receipt)
+        return delivery, receipt
+
+    async def steps(self, deliveries: Sequence[Delivery], body: Body) -> list[Receipt]:
+        """Store steps posted the short way: all or none; returns once they are durable."""
+        receipts = await asyncio.wrap_future(self._store.append_steps(deliveries))
+        self._counted(body, 0, Receipt(stored=any(receipt.stored for receipt in receipts)))
+        return receipts
+
+    def _counted(self, body: Body, tensors: int, receipt: Receipt) -> None:
+        if receipt.stored:
+            seconds = max(0.0, time.time() - body.received)
+            self._instruments.reports(tensors=tensors, size=len(body.data), seconds=seconds)
+        else:
+            self._instruments.duplicate()
+
+    async def offload(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Run ``work`` in a decoding thread."""
+        if self._pool is None:
+            raise RuntimeError("the service has not started")
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+
+    def project(self, run: str) -> str:
+        """Project of a run, usually without asking the store.
+
+        Raises:
+            UnknownRunError, DeletedRunError: There is no such run.
+        """
+        with self._lock:
+            known = self._projects.get(run)
+        if known is None:
+            known = self._store.run(run).project
+            with self._lock:
+                _remember(self._projects, run, known)
+        return known
+
+    def known_project(self, run: str) -> str | None:
+        """Project of a run if it is in memory. Never waits."""
+        return self._projects.get(run)
+
+    def deliver(
+        self,
+        run: str,
+        rows: StepRows,
+        *,
+        sequence: int,
+        manifest: str,
+        received: float,
+        **more: Any,
+    ) -> Delivery:
+        """Pack validated rows for the store."""
+        counts = live.summarise(
+            rows,
+            manifest=manifest,
+            dropped=more.get("dropped"),
+            partial=more.get("partial") is not None,
+        )
+        return Delivery(
+            run=run,
+            sequence=sequence,
+            manifest=manifest,
+            rows=rows,
+            digest=_digest(rows, manifest, more),
+            packed=pack_rows(rows),
+            received=received,
+            counts=counts,
+            **more,
+        )
+
+    def _prepare(self, run: str, body: Body) -> Delivery:
+        report = self._decode(body)
+        known = self._manifest(run, report.manifest)
+        rows = rows_of(report, known.manifest, known.numel, self._settings)
+        return self.deliver(
+            run,
+            rows,
+            sequence=report.sequence,
+            manifest=report.manifest,
+            received=body.received,
+            dropped=report.dropped,
+            partial=report.partial,
+        )
+
+    def _decode(self, body: Body) -> Report:
+        data = decompress(body.data, body.encoding, self._settings.max_decompressed_bytes)
+        if body.kind == CONTENT_TYPE:
+            return decode(data)
+        if body.kind != JSON_TYPE:
+            raise ServiceError(
+                415,
+                "unsupported_media_type",
+                f"Content-Type {body.kind!r} given; allowed: {JSON_TYPE}, {CONTENT_TYPE}",
+            )
+        return report_from_json(parse_json(data))
+
+    def _manifest(self, run: str, manifest_hash: str) -> Known:
+        key = (run, manifest_hash)
+        with self._lock:
+            known = self._known.get(key)
+        if known is None:
+            manifest = self._store.manifest(run, manifest_hash)
+            known = Known(manifest, numel_of(manifest))
+            with self._lock:
+                _remember(self._known, key, known)
+        return known
+
+    def _committed(self, commits: Sequence[Commit]) -> None:
+        for commit in commits:
+            if commit.kind == "deleted":
+                with self._lock:
+                    self._projects.pop(commit.run, None)
+                    for key in [key for key in self._known if key[0] == commit.run]:
+                        del self._known[key]
+
+
+def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any) -> None:
+    cache[key] = value
+    while len(cache) > KNOWN_MANIFESTS:
+        cache.popitem(last=False)
+
+
+def _digest(rows: StepRows, manifest: str, more: Mapping[str, Any]) -> bytes:
+    """16 bytes of SHA-256 over the numbers as they are stored, whatever form they came in."""
+    told = hashlib.sha256(repr((manifest, rows.optimizer, len(rows))).encode())
+    columns = {"": rows.steps, "time": rows.time}
+    columns.update({f"s {name}": values for name, values in rows.scalars.items()})
+    columns.update({f"t {name}": values for name, values in rows.tensors.items()})
+    for index, part in enumerate(rows.histograms):
+        columns[f"h {index} {part.bins_per_octave} {part.lowest_exponent}"] = part.steps
+        columns[f"c {index} {part.sampled}"] = part.counts
+    for name in sorted(columns):
+        told.update(name.encode())
+        told.update(np.ascontiguousarray(columns[name]).data)
+    partial = more.get("partial")
+    dropped = sorted((more.get("dropped") or {}).items())
+    told.update(repr((dropped, partial and partial.ranks)).encode())
+    return told.digest()[:16]

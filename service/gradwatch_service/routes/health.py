@@ -1,0 +1,36 @@
+"""Whether the service lives, whether it can take reports, and what it offers."""
+
+from __future__ import annotations
+
+import asyncio
+
+import orjson
+from fastapi import APIRouter, Request, Response
+
+from gradwatch_service.access import Reader
+from gradwatch_service.problems import ServiceError
+from gradwatch_service.schemas import PROBLEMS
+from gradwatch_service.wiring import ServiceDep
+
+router = APIRouter()
+
+
+@router.get("/healthz", tags=["health"])
+async def get_health() -> dict[str, str]:
+    """The process answers. Touches no storage."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz", responses=PROBLEMS, tags=["health"])
+async def get_readiness(service: ServiceDep) -> dict[str, str]:
+    """The service takes reports: it is not stopping, and a write would be durable."""
+    if service.ingest.draining:
+        raise ServiceError(503, "draining", "the service is stopping", headers={"Retry-After": "5"})
+    await asyncio.to_thread(service.store.check)
+    return {"status": "ready"}
+
+
+@router.get("/api/v1/openapi.json", include_in_schema=False)
+async def get_openapi(request: Request, _: Reader) -> Response:
+    """The interface, as OpenAPI."""
+    return Response(orjson.dumps(request.app.openapi()), media_type="application/json")

@@ -1,0 +1,225 @@
+"""Rows of a stream in step order, from deliveries and chunks, each step once."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from gradwatch_service.rows import HistogramRows, StepRows
+from gradwatch_service.store.layout import cut_tensors, join, pick, unpack_rows
+from gradwatch_service.store.sqlite.chunks import read_chunk
+from gradwatch_service.store.sqlite.registering import load_manifest
+from gradwatch_wire import Manifest
+
+__all__ = ["Reader", "Selection"]
+
+BLOCK_STEPS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What to read; see :meth:`Store.read`."""
+
+    start: int | None = None
+    end: int | None = None
+    tensors: Sequence[int] | None = None
+    columns: Collection[str] | None = None
+    histograms: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A delivery or a chunk that is there, not read yet."""
+
+    first: int
+    last: int
+    steps: int
+    id: int
+    cold: bool
+    sequence: int
+    manifest: str
+
+
+class Moved(Exception):  # noqa: N818 - no error: compaction moved a piece between two reads
+    """A piece went elsewhere since it was listed."""
+
+
+class Reader:
+    """Reads one stream on one connection."""
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        run_id: int,
+        stream_id: int,
+        identity: tuple[int, str, int],
+    ) -> None:
+        self._connection = connection
+        self._run_id = run_id
+        self._stream_id = stream_id
+        self._attempt, self._optimizer, self._rank = identity
+        self._manifests: dict[str, Manifest] = {}
+
+    def read(self, selection: Selection) -> Iterator[StepRows]:
+        """Blocks in step order, each step once, the highest sequence where two hold it."""
+        start = selection.start
+        while True:
+            try:
+                for rows in self._read_from(replace(selection, start=start)):
+                    start = int(rows.steps[-1]) + 1
+                    yield rows
+                return
+            except Moved:
+                continue  # list again, from the first step that was not answered yet
+
+    def _read_from(self, selection: Selection) -> Iterator[StepRows]:
+        waiting: list[StepRows] = []
+        for cluster in _clusters(self._list(selection)):
+            rows = self._merge(cluster, selection)
+            if rows is None:
+                continue
+            # A join of many small deliveries is cheaper to work on than each of them.
+            if waiting and (
+                rows.manifest is not waiting[0].manifest
+                or sum(map(len, waiting)) + len(rows) > BLOCK_STEPS
+                or rows.tensors.keys() != waiting[0].tensors.keys()
+            ):
+                yield join(waiting)
+                waiting = []
+            waiting.append(rows)
+        if waiting:
+            yield join(waiting)
+
+    def _list(self, selection: Selection) -> list[_Piece]:
+        low = 0 if selection.start is None else selection.start
+        high = 2**62 if selection.end is None else selection.end
+        bounds = (self._run_id, self._stream_id, high, low)
+        where = "run_id = ? AND stream_id = ? AND first_step <= ? AND last_step >= ?"
+        hot = self._connection.execute(
+            "SELECT first_step, last_step, steps, id, 0, sequence, manifest FROM delivery "
+            f"WHERE payload IS NOT NULL AND partial IS NULL AND {where}",  # noqa: S608 - constant text
+            bounds,
+        ).fetchall()
+        cold = self._connection.execute(
+            "SELECT first_step, last_step, steps, id, 1, -1, manifest FROM chunk "
+            f"WHERE detail = 1 AND {where}",  # noqa: S608 - constant text
+            bounds,
+        ).fetchall()
+        return sorted(
+            (_Piece(*row[:4], bool(row[4]), *row[5:]) for row in (*hot, *cold)),
+            key=lambda piece: (piece.first, piece.last),
+        )
+
+    def _merge(self, cluster: Sequence[_Piece], selection: Selection) -> StepRows | None:
+        parts = [(piece, self._load(piece, selection)) for piece in cluster]
+        if len(parts) == 1:
+            return _within(parts[0][1][0], selection)
+        return _within(_merged([(rows, order) for _, (rows, order) in parts]), selection)
+
+    def _load(self, piece: _Piece, selection: Selection) -> tuple[StepRows, Any]:
+        manifest = self._manifest(piece.manifest)
+        if piece.cold:
+            return self._load_chunk(piece, manifest, selection)
+        row = self._connection.execute(
+            "SELECT payload FROM delivery WHERE id = ?", (piece.id,)
+        ).fetchone()
+        if row is None or row[0] is None:
+            raise Moved
+        rows = unpack_rows(
+            row[0],
+            attempt=self._attempt,
+            optimizer=self._optimizer,
+            rank=self._rank,
+            manifest=manifest,
+            columns=selection.columns,
+            histograms=selection.histograms,
+        )
+        if selection.tensors is not None:
+            rows = cut_tensors(rows, self._cut(manifest, selection.tensors), selection.tensors)
+        return rows, np.full(len(rows), piece.sequence)
+
+    def _load_chunk(
+        self, piece: _Piece, manifest: Manifest, selection: Selection
+    ) -> tuple[StepRows, Any]:
+        found = read_chunk(
+            self._connection,
+            self._run_id,
+            piece.id,
+            manifest,
+            tensors=selection.tensors,
+            columns=selection.columns,
+            histograms=selection.histograms,
+        )
+        if found is None:
+            raise Moved
+        rows, order = found
+        rows = replace(rows, attempt=self._attempt, optimizer=self._optimizer, rank=self._rank)
+        if selection.tensors is not None:
+            rows = replace(rows, manifest=self._cut(manifest, selection.tensors))
+        return rows, order
+
+    def _manifest(self, digest: str) -> Manifest:
+        if digest not in self._manifests:
+            found = load_manifest(self._connection, self._run_id, digest)
+            self._manifests[digest] = found or Manifest(tensors=())
+        return self._manifests[digest]
+
+    def _cut(self, manifest: Manifest, tensors: Sequence[int]) -> Manifest:
+        key = f"{id(manifest)} {tuple(tensors)}"
+        if key not in self._manifests:
+            kept = tuple(manifest.tensors[i] for i in tensors if i < len(manifest.tensors))
+            self._manifests[key] = replace(manifest, tensors=kept)
+        return self._manifests[key]
+
+
+def _clusters(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
+    cluster: list[_Piece] = []
+    end = -1
+    for piece in pieces:
+        if cluster and piece.first > end:
+            yield cluster
+            cluster = []
+            end = -1
+        cluster.append(piece)
+        end = max(end, piece.last)
+    if cluster:
+        yield cluster
+
+
+def _merged(parts: Sequence[tuple[StepRows, Any]]) -> StepRows:
+    """Overlapping rows as one; of several rows of a step the highest sequence is kept."""
+    widest = max((rows.manifest for rows, _ in parts), key=lambda m: len(m.tensors))
+    rows = join([rows for rows, _ in parts], manifest=widest)
+    order = np.concatenate([sequence for _, sequence in parts])
+    by_step = np.lexsort((order, rows.steps))
+    steps = rows.steps[by_step]
+    newest = np.append(steps[1:] != steps[:-1], True)  # noqa: FBT003 - a value, not a switch
+    return replace(pick(rows, by_step[newest]), histograms=_histograms(parts))
+
+
+def _histograms(parts: Sequence[tuple[StepRows, Any]]) -> tuple[HistogramRows, ...]:
+    seen: set[int] = set()
+    kept = []
+    by_sequence = sorted(parts, key=lambda part: int(part[1].max(initial=-1)), reverse=True)
+    for histogram in (h for rows, _ in by_sequence for h in rows.histograms):
+        new = np.array([step not in seen for step in histogram.steps.tolist()], dtype=bool)
+        seen.update(histogram.steps.tolist())
+        if new.any():
+            kept.append(
+                replace(histogram, steps=histogram.steps[new], counts=histogram.counts[new])
+            )
+    return tuple(sorted(kept, key=lambda h: int(h.steps[0])))
+
+
+def _within(rows: StepRows, selection: Selection) -> StepRows | None:
+    low = 0 if selection.start is None else int(np.searchsorted(rows.steps, selection.start))
+    high = len(rows)
+    if selection.end is not None:
+        high = int(np.searchsorted(rows.steps, selection.end, side="right"))
+    if low >= high:
+        return None
+    return rows if (low, high) == (0, len(rows)) else rows.cut(low, high)
