@@ -108,13 +108,16 @@ def test_one_state_and_one_recommendation_status_are_one():
 
 def test_what_the_analyser_says_is_on_the_page():
     known = view(record(counters=count(rows())))
-    incident = SimpleNamespace(kind="exploding", severity="critical")
+    incident = SimpleNamespace(
+        kind="exploding", severity="critical", status="open", onset_step=41, first_tensor="a.0"
+    )
     known.analysed(
         "r",
         SimpleNamespace(
             active={"exploding": 1},
             total={"exploding": 3, "nonfinite": 1},
             open=[incident],
+            changed=[incident],
             recommendation={"threshold": 0.84, "status": "estimated"},
         ),
     )
@@ -124,9 +127,32 @@ def test_what_the_analyser_says_is_on_the_page():
     assert page.value("gradwatch_run_incidents_total", **R, kind="exploding") == 3
     assert page.value("gradwatch_run_incidents_active", **R, kind="exploding") == 1
     assert page.value("gradwatch_run_critical_incidents_active", **R, kind="exploding") == 1
+    onset = {"kind": "exploding", "severity": "critical", "first_tensor": "a.0"}
+    assert page.value("gradwatch_run_incident_onset_step", **R, **onset) == 41
     assert page.value("gradwatch_run_recommended_clip_threshold", **R) == 0.84
     assert page.value("gradwatch_run_recommendation_status", **R, status="estimated") == 1
     assert page.value("gradwatch_run_state", **R, state="exploding") == 1
+
+
+def test_an_incident_between_two_scrapes_is_still_shown_for_two_minutes():
+    clock = SimpleNamespace(now=NOW)
+    known = LiveView(clock=lambda: clock.now)
+    known.restore([record(counters=count(rows()))])
+    over = SimpleNamespace(
+        kind="nonfinite", severity="critical", status="closed", onset_step=7, first_tensor=None
+    )
+    known.analysed(
+        "r",
+        SimpleNamespace(
+            active={}, total={"nonfinite": 1}, open=[], changed=[over], recommendation=None
+        ),
+    )
+    exposition = Exposition(known, Instruments())
+
+    shown = read(exposition.body()).named("gradwatch_run_incident_onset_step")
+    assert [(labels["kind"], value) for labels, value in shown] == [("nonfinite", 7)]
+    clock.now += 121
+    assert not read(exposition.body()).named("gradwatch_run_incident_onset_step")
 
 
 def test_values_expire_after_five_minutes_and_the_state_says_silent_until_the_next_day():

@@ -66,7 +66,9 @@ def write_block(facts: Facts, *, fresh: bool, max_series: int, template: Templat
     flat = list(chain.from_iterable(values[:kept]))
     missing = tuple(i for i, value in enumerate(flat) if value is None) if None in flat else ()
     lengths = tuple(map(len, values[:kept]))
-    key = (facts.run.info, facts.groups, tuple(facts.counters.dropped), lengths, missing)
+    onsets = tuple(onset[:3] for onset in facts.onsets)
+    drops = tuple(facts.counters.dropped)
+    key = (facts.run.info, facts.groups, drops, onsets, lengths, missing)
     if template is None or template.key != key:
         template = Template(key, _template(facts, values[:kept]))
     if missing:

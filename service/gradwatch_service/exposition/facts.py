@@ -27,6 +27,7 @@ class Facts:
         analysed: What analysis said.
         newest: Values of its newest step.
         peak: Largest norm of the last minute.
+        onsets: Kind, severity, first tensor and step of the incidents to show.
         groups: Names of its groups.
         group_counts: What adds up in each.
         group_newest: Newest values of each.
@@ -40,6 +41,7 @@ class Facts:
     analysed: Analysed
     newest: Newest
     peak: float | None
+    onsets: tuple[tuple[str, str, str, int], ...]
     groups: tuple[str, ...]
     group_counts: tuple[GroupCounts, ...]
     group_newest: tuple[GroupNewest, ...]
@@ -60,6 +62,7 @@ def facts_of(run: LiveRun, *, now: float, state: str, tags: Mapping[str, str]) -
         analysed=run.analysed,
         newest=newest,
         peak=run.peak(now),
+        onsets=tuple((o.kind, o.severity, o.first_tensor, o.step) for o in run.onsets(now)),
         groups=tuple(groups),
         group_counts=tuple(groups.values()),
         group_newest=tuple([values.get(name, _NO_GROUP) for name in groups]),

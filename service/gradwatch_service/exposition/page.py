@@ -70,12 +70,9 @@ class Page:
 
 @dataclass(slots=True)
 class _Kept:
-    """A block and how long it holds."""
+    """A block and the moment it holds for."""
 
-    revision: int
-    fresh: bool
-    state: str
-    peak: float | None
+    moment: tuple[object, ...]
     block: Block
 
 
@@ -159,13 +156,10 @@ class Exposition:
 
     def _block(self, run: LiveRun, now: float, state: str) -> Block:
         fresh = now - run.active_at <= self._limits.value_seconds
-        peak = run.peak(now) if fresh else None
+        # What changes with time alone, besides what a commit changes.
+        moment = (run.revision, fresh, state, run.peak(now), len(run.onsets(now)))
         kept = self._kept.get(run.run)
-        if (
-            kept
-            and kept.revision == run.revision
-            and (kept.fresh, kept.state, kept.peak) == (fresh, state, peak)
-        ):
+        if kept and kept.moment == moment:
             return kept.block
         facts = facts_of(run, now=now, state=state, tags=self._tags.of(run.info.tags))
         block = write_block(
@@ -174,7 +168,7 @@ class Exposition:
             max_series=self._limits.series_per_run,
             template=kept.block.template if kept else None,
         )
-        self._kept[run.run] = _Kept(run.revision, fresh, state, peak, block)
+        self._kept[run.run] = _Kept(moment, block)
         return block
 
     def _forget_all_but(self, runs: Sequence[LiveRun], project: str | None) -> None:

@@ -8,6 +8,7 @@ from gradwatch_service.exposition.catalogue import Family, Kind, family
 from gradwatch_service.exposition.facts import Facts
 from gradwatch_service.exposition.text import labels
 from gradwatch_service.live.counts import NORM_BOUNDS
+from gradwatch_service.live.view import INCIDENT_KINDS
 from gradwatch_service.run_state import RUN_STATES
 from gradwatch_wire import DROP_REASONS
 
@@ -23,7 +24,6 @@ __all__ = [
 
 Value = float | int | None
 
-INCIDENT_KINDS = ("exploding", "vanishing", "oscillating", "nonfinite")
 RECOMMENDATION_STATUSES = ("none", "provisional", "estimated", "validated")
 
 
@@ -124,6 +124,12 @@ _DROPPED = family(
     "counter",
     "Reported steps that the client dropped on purpose, by reason.",
     "reason",
+)
+_ONSETS = family(
+    "gradwatch_run_incident_onset_step",
+    "gauge",
+    "Step at which an incident began, while it is open and two minutes after; at most 8 per run.",
+    *("kind", "severity", "first_tensor"),
 )
 _NORMS = family(
     "gradwatch_run_gradient_norm_per_step",
@@ -282,6 +288,14 @@ RUN_SERIES: tuple[Series, ...] = (
         "kind",
         INCIDENT_KINDS,
         values=_by_kind(lambda f: f.analysed.critical),
+    ),
+    Series(
+        _ONSETS,
+        lambda f: [
+            ("", labels(zip(("kind", "severity", "first_tensor"), o[:3], strict=True)))
+            for o in f.onsets
+        ],
+        lambda f: [o[3] for o in f.onsets],
     ),
     _one(
         "gradwatch_run_training_seconds_total",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from gradwatch_service.live.counters import EMPTY, PEAK_SECONDS, PEAK_SPAN_SECONDS, Counters
 from gradwatch_service.run_state import run_state
 
-__all__ = ["Analysed", "LiveRun", "RunInfo", "finite"]
+__all__ = ["Analysed", "LiveRun", "Onset", "RunInfo", "finite"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,25 @@ class RunInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Onset:
+    """Where and when an incident began.
+
+    Attributes:
+        kind: One of the four kinds.
+        severity: How much it matters.
+        first_tensor: Where it began; empty when that cannot be told.
+        step: The step at which, looking back, it began.
+        until: Server's Unix seconds to which it is shown; None while it is open.
+    """
+
+    kind: str
+    severity: str
+    first_tensor: str
+    step: int
+    until: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Analysed:
     """What analysis last said about a run.
 
@@ -40,6 +59,7 @@ class Analysed:
         active: Open incidents that are more than information, by kind; they make the state.
         critical: Open critical ones by kind: these page.
         total: Incidents ever opened by kind; an incident counts once, revised or not.
+        onsets: Incidents going on or just over.
         threshold: Recommended norm threshold, None while there is none.
         status: How firm the recommendation is.
     """
@@ -48,6 +68,7 @@ class Analysed:
     active: Mapping[str, int] = field(default_factory=dict)
     critical: Mapping[str, int] = field(default_factory=dict)
     total: Mapping[str, int] = field(default_factory=dict)
+    onsets: tuple[Onset, ...] = ()
     threshold: float | None = None
     status: str = "none"
 
@@ -92,6 +113,10 @@ class LiveRun:
         """Largest norm that arrived in the last minute (to within five seconds), or None."""
         oldest = (now - PEAK_SPAN_SECONDS) // PEAK_SECONDS
         return max((peak for slot, peak in self.counters.peaks if slot > oldest), default=None)
+
+    def onsets(self, now: float) -> tuple[Onset, ...]:
+        """Incidents going on, or over for so short a time that a scrape may have missed them."""
+        return tuple(o for o in self.analysed.onsets if o.until is None or o.until > now)
 
 
 def finite(value: object) -> float | None:

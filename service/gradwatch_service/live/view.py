@@ -8,13 +8,17 @@ from threading import Lock
 from typing import Any, Protocol
 
 from gradwatch_service.live.counters import Counters
-from gradwatch_service.live.run import Analysed, LiveRun, RunInfo, finite
+from gradwatch_service.live.run import Analysed, LiveRun, Onset, RunInfo, finite
 from gradwatch_service.store.base import Commit, RunRecord
 
-__all__ = ["LiveView", "Snapshot"]
+__all__ = ["INCIDENT_KINDS", "LiveView", "Snapshot"]
 
 DEFAULT_RETENTION_SECONDS = 24 * 3600.0
-DEFAULT_SILENT_SECONDS = 60.0
+DEFAULT_SILENT_SECONDS = 300.0
+INCIDENT_KINDS = ("exploding", "vanishing", "oscillating", "nonfinite")
+MAX_ONSETS = 8
+# An incident may open and close between two scrapes.
+SHOWN_AFTERWARDS_SECONDS = 120.0
 
 
 class OpenIncident(Protocol):
@@ -27,6 +31,18 @@ class OpenIncident(Protocol):
     @property
     def severity(self) -> str:
         """How much it matters."""
+
+    @property
+    def status(self) -> str:
+        """``open``, ``closed`` or ``retracted``."""
+
+    @property
+    def onset_step(self) -> int:
+        """Where it began."""
+
+    @property
+    def first_tensor(self) -> str | None:
+        """In which tensor, or None."""
 
 
 class Snapshot(Protocol):
@@ -43,6 +59,10 @@ class Snapshot(Protocol):
     @property
     def open(self) -> Sequence[OpenIncident]:
         """The open incidents and notices."""
+
+    @property
+    def changed(self) -> Sequence[OpenIncident]:
+        """What opened, closed or was revised since the last time."""
 
     @property
     def recommendation(self) -> Mapping[str, Any] | None:
@@ -107,10 +127,26 @@ class LiveView:
                 active=dict(snapshot.active),
                 critical=Counter(i.kind for i in snapshot.open if i.severity == "critical"),
                 total=dict(snapshot.total),
+                onsets=self._onsets(run, snapshot),
                 threshold=finite(recommendation.get("threshold")),
                 status=str(recommendation.get("status", "none")),
             ),
         )
+
+    def _onsets(self, run: str, snapshot: Snapshot) -> tuple[Onset, ...]:
+        """The incidents to show: those that are open, and for a while those that were."""
+        now = self.clock()
+        known = self.run(run)
+        before = known.onsets(now) if known else ()
+        shown = {(o.kind, o.severity, o.first_tensor): o for o in before if o.until is not None}
+        closed = [i for i in snapshot.changed if i.status == "closed"]
+        for incidents, until in ((closed, now + SHOWN_AFTERWARDS_SECONDS), (snapshot.open, None)):
+            for i in incidents:
+                if i.kind in INCIDENT_KINDS:
+                    key = (i.kind, i.severity, i.first_tensor or "")
+                    shown[key] = Onset(*key, i.onset_step, until)
+        newest = sorted(shown.values(), key=lambda o: (o.until is None, o.step))
+        return tuple(newest[-MAX_ONSETS:])
 
     def runs(self, now: float, project: str | None = None) -> list[LiveRun]:
         """Runs of the project, or of all, that reported within the retention; newest report first."""
