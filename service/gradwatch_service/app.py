@@ -50,7 +50,7 @@ def create_app(settings: Settings, store: Store) -> FastAPI:
         for router in ALL_ROUTERS
         for route in router.routes
         if isinstance(route, APIRoute)
-        for method in route.methods
+        for method in route.methods or ()
     )
     return app
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import ssl
 from collections.abc import Callable
@@ -56,6 +57,7 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         listener.close()
         raise
     announce(address(settings, listener.getsockname()[1]))
+    _stop_on_signals(server)
     server.run(sockets=[listener])
     listener.close()
 
@@ -125,6 +127,15 @@ def address(settings: Settings, port: int) -> str:
     if host in {"0.0.0.0", "::"}:  # noqa: S104  compared with, not bound to
         host = "127.0.0.1"
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{settings.root_path}"
+
+
+def _stop_on_signals(server: uvicorn.Server) -> None:
+    # uvicorn raises the signal once more when all is done: being asked to stop is no failure.
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, stop)
 
 
 def _load(config: uvicorn.Config) -> None:

@@ -24,7 +24,9 @@ class Settings(BaseModel):
         "sqlite:///gradwatch-data/gradwatch.db",
         description="sqlite:///relative.db or sqlite:////absolute.db.",
     )
-    insecure: bool = Field(False, description="Serve another address than loopback without tokens.")
+    insecure: bool = Field(
+        default=False, description="Serve another address than loopback without tokens."
+    )
     tokens: Path | None = Field(None, description="File of hashed tokens; None asks for none.")
     tls_cert: Path | None = Field(None, description="Certificate chain, PEM.")
     tls_key: Path | None = Field(None, description="Private key of the certificate, PEM.")

@@ -82,7 +82,7 @@ def rows_of(
     time = np.full(len(steps), np.nan)
     if report.time is not None:
         time = _scalar("time", report.time, problems)
-    histograms = ()
+    histograms: tuple[HistogramRows, ...] = ()
     if report.histograms is not None and report.histograms.steps.items:
         histograms = (_histogram(report.histograms, numel, problems),)
     _check_partial(report, numel, problems)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from gradwatch_service.access import Admin, Caller, Ingester, VisibleRun, check_run_id
 from gradwatch_service.bodies import decompress, parse_json
+from gradwatch_service.ingest import Body
 from gradwatch_service.problems import ServiceError, invalid
 from gradwatch_service.schemas import JSON_BODY, PROBLEMS
 from gradwatch_service.store.base import Registered
@@ -54,9 +55,7 @@ async def register_run(
     """
     check_run_id(run)
     async with service.ingest.body(request) as body:
-        answer = await asyncio.to_thread(
-            _register, service, caller, run, body.data, body.kind, body.encoding
-        )
+        answer = await asyncio.to_thread(_register, service, caller, run, body)
     content = {
         "run": run,
         "attempt": answer.attempt,
@@ -66,16 +65,14 @@ async def register_run(
     return _json(content, 201 if answer.new_run else 200)
 
 
-def _register(
-    service: Service, caller: Caller, run: str, data: bytes, kind: str, encoding: str
-) -> Registered:
-    if kind != "application/json":
+def _register(service: Service, caller: Caller, run: str, body: Body) -> Registered:
+    if body.kind != "application/json":
         raise ServiceError(
             415,
             "unsupported_media_type",
-            f"Content-Type {kind!r} given; a manifest is application/json",
+            f"Content-Type {body.kind!r} given; a manifest is application/json",
         )
-    raw = decompress(data, encoding, service.settings.max_decompressed_bytes)
+    raw = decompress(body.data, body.encoding, service.settings.max_decompressed_bytes)
     content = parse_json(raw)
     manifest = Manifest.from_json(content)
     if caller.project is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 import orjson
 from fastapi import APIRouter, Request, Response
@@ -49,8 +50,7 @@ def _open(service: Service, run: str, project: str) -> None:
         known = service.store.run(run).project
     except LookupError:
         known = project
-    # Attempt 0 with no tensors: what the short way's steps belong to, also beside a job's reports.
-    service.store.open_run(run, project=known, now=time.time())
+    service.store.register(run, replace(MANIFEST, project=known), now=time.time())
     service.ingest.project(run)
 
 

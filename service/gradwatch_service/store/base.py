@@ -226,9 +226,6 @@ class Store(Protocol):
             DeletedRunError: The run was deleted.
         """
 
-    def open_run(self, run: str, *, project: str, now: float) -> Registered:
-        """Make the run if it is unknown, without tensors: what the short way does."""
-
     def run(self, run: str) -> RunRecord:
         """The run.
 

@@ -67,15 +67,16 @@ def unpack(blob: bytes, wanted: Callable[[str], bool] | None = None) -> dict[str
         version, count = struct.unpack_from("<BB", blob)
         if version != VERSION:
             raise ValueError(f"packed in version {version}; this service reads {VERSION}")
-        entries, at = [], 2
+        entries: list[tuple[str, str, int, tuple[int, ...], int]] = []
+        at = 2
         for _ in range(count):
             (length,) = struct.unpack_from("<H", blob, at)
             name = blob[at + 2 : at + 2 + length].decode()
             at += 2 + length
             dtype, mode, dimensions = struct.unpack_from("<2sBB", blob, at)
-            *shape, size = struct.unpack_from(f"<{dimensions}II", blob, at + 4)
+            *lengths, size = struct.unpack_from(f"<{dimensions}II", blob, at + 4)
             at += 8 + 4 * dimensions
-            entries.append((name, "<" + dtype.decode(), mode, tuple(shape), size))
+            entries.append((name, "<" + dtype.decode(), mode, tuple(lengths), size))
         columns = {}
         view = memoryview(blob)
         for name, dtype_name, mode, shape, size in entries:
@@ -118,7 +119,8 @@ def _load(data: memoryview, dtype: str, mode: int, shape: tuple[int, ...]) -> Ar
         return np.full(shape, np.frombuffer(data, kind)[0])
     if mode == PROGRESSION:
         first, second = np.frombuffer(data, kind)
-        return (first + (second - first) * np.arange(size, dtype=kind)).reshape(shape)
+        even: Array = first + (second - first) * np.arange(size, dtype=kind)
+        return even.reshape(shape)
     plain = _decompressor().decompress(data, max_output_size=size * kind.itemsize)
     planes = np.frombuffer(plain, np.uint8).reshape(kind.itemsize, size)
     return np.ascontiguousarray(planes.T).view(kind).reshape(shape)

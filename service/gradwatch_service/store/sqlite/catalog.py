@@ -34,7 +34,7 @@ COLUMNS = f"""
     (SELECT sum(s) FROM (SELECT max(steps) AS s FROM stream WHERE run_id = run.id GROUP BY attempt)),
     (SELECT min(first_step) FROM stream WHERE run_id = run.id),
     (SELECT max(last_step) FROM stream WHERE run_id = run.id AND attempt = (
-        SELECT max(attempt) FROM stream WHERE run_id = run.id AND last_step IS NOT NULL))"""
+        SELECT max(attempt) FROM stream WHERE run_id = run.id AND last_step IS NOT NULL))"""  # noqa: S608 - constant text
 
 
 def run_id(connection: sqlite3.Connection, run: str) -> int:
@@ -158,10 +158,7 @@ def _gap(connection: sqlite3.Connection, found: int, attempt: int, rank: int) ->
     ).fetchone()
     if highest is None:
         return None
-    if count == highest + 1:
-        contiguous = highest
-    else:
-        contiguous = _contiguous(connection, key, highest)
+    contiguous = highest if count == highest + 1 else _contiguous(connection, key, highest)
     last = connection.execute(
         "SELECT optimizer, max(d.last_step) FROM delivery d JOIN stream s ON s.id = d.stream_id "
         "WHERE d.run_id = ? AND d.attempt = ? AND d.rank = ? AND d.sequence <= ? "

@@ -112,10 +112,6 @@ class SqliteStore:
 
         return self.writer.call(work)
 
-    def open_run(self, run: str, *, project: str, now: float) -> Registered:
-        """See :meth:`Store.open_run`."""
-        return self.register(run, Manifest(tensors=(), project=project), now=now)
-
     def run(self, run: str) -> RunRecord:
         """See :meth:`Store.run`."""
         return catalog.find_run(

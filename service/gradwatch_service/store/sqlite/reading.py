@@ -72,9 +72,9 @@ class Reader:
                 for rows in self._read_from(replace(selection, start=start)):
                     start = int(rows.steps[-1]) + 1
                     yield rows
-                return
             except Moved:
                 continue  # list again, from the first step that was not answered yet
+            return
 
     def _read_from(self, selection: Selection) -> Iterator[StepRows]:
         waiting: list[StepRows] = []
@@ -101,16 +101,16 @@ class Reader:
         where = "run_id = ? AND stream_id = ? AND first_step <= ? AND last_step >= ?"
         hot = self._connection.execute(
             "SELECT first_step, last_step, steps, id, 0, sequence, manifest FROM delivery "
-            f"WHERE payload IS NOT NULL AND partial IS NULL AND {where}",  # noqa: S608 - constant text
+            f"WHERE payload IS NOT NULL AND partial IS NULL AND {where}",
             bounds,
         ).fetchall()
         cold = self._connection.execute(
             "SELECT first_step, last_step, steps, id, 1, -1, manifest FROM chunk "
-            f"WHERE detail = 1 AND {where}",  # noqa: S608 - constant text
+            f"WHERE detail = 1 AND {where}",
             bounds,
         ).fetchall()
         return sorted(
-            (_Piece(*row[:4], bool(row[4]), *row[5:]) for row in (*hot, *cold)),
+            (_Piece(*row) for row in (*hot, *cold)),
             key=lambda piece: (piece.first, piece.last),
         )
 
@@ -197,7 +197,7 @@ def _merged(parts: Sequence[tuple[StepRows, Any]]) -> StepRows:
     order = np.concatenate([sequence for _, sequence in parts])
     by_step = np.lexsort((order, rows.steps))
     steps = rows.steps[by_step]
-    newest = np.append(steps[1:] != steps[:-1], True)  # noqa: FBT003 - a value, not a switch
+    newest = np.append(steps[1:] != steps[:-1], True)
     return replace(pick(rows, by_step[newest]), histograms=_histograms(parts))
 
 

@@ -48,7 +48,7 @@ def register(
     if stream is not None and not known:
         _check_extension(connection, state, stream, manifest, digest)
     if not known:
-        _add_manifest(connection, state, stream, key, manifest, digest)
+        _add_manifest(connection, state, stream, attempt, manifest)
     _describe(connection, state, manifest, attempt)
     memory.release(run)
     return Registered(run, attempt, digest, new_run or new_attempt or not known, new_run)
@@ -165,10 +165,11 @@ def _add_manifest(
     connection: sqlite3.Connection,
     state: RunState,
     stream: StreamState | None,
-    key: tuple[int, str, int],
+    attempt: int,
     manifest: Manifest,
-    digest: str,
 ) -> None:
+    digest = manifest.hash
+    key = (attempt, manifest.optimizer, manifest.rank)
     content = {
         "optimizer": manifest.optimizer,
         "tensors": [[t.name, list(t.shape), t.dtype, t.group] for t in manifest.tensors],
