@@ -14,10 +14,11 @@ from gradwatch.clipper import Clipper
 from gradwatch.console import LogOnce
 from gradwatch.errors import WatchError
 from gradwatch.identity import Identity, identify
-from gradwatch.policies import Policy, as_policy, policy_to_json
+from gradwatch.policies import Norm, Policy, Value, as_policy, policy_to_json
 from gradwatch.reporting.reporter import Reporter
 from gradwatch.settings import Settings, resolve
 from gradwatch.version import __version__
+from gradwatch.watching.following import Following, recommended_part
 from gradwatch.watching.hooks import StepHook, unwrap_optimizer
 from gradwatch.watching.layout import Layout, Names, Parameters, patterns, unwrap_model
 from gradwatch.watching.outlet import Outlet
@@ -156,6 +157,7 @@ def watch(
         stop_after=limit,
     )
     for each in tracked:
+        each.following = _following(policy, each.clipper, made.outlet, log)
         _attach(made, each)
     made.use_scaler(scaler if scaler is not None else _visible_scaler(optimizer))
     shutdown.register(made)
@@ -247,6 +249,21 @@ def _outlet(settings: Settings, identity: Identity, policy: Policy | None) -> Ou
         return None
     description = None if policy is None else policy_to_json(policy)
     return Outlet(settings, identity, description, Reporter(settings, identity))
+
+
+def _following(
+    policy: Policy | None, clipper: Clipper, outlet: Outlet | None, log: LogOnce
+) -> Following | None:
+    part = recommended_part(policy)
+    if part is None:
+        return None
+    if not isinstance(part.base, Norm | Value):
+        log(
+            "following",
+            f"clip.recommended({part.base.kind}(...)): the service recommends one number, for norm "
+            "and value; the base threshold stays in force.",
+        )
+    return Following(part, clipper, lambda: None if outlet is None else outlet.recommendation)
 
 
 def _attach(made: Watch, tracked: Tracked) -> None:

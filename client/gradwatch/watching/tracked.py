@@ -1,9 +1,9 @@
 """One optimizer under watch: clip and measure at each step, hand the numbers over."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch.optim import Optimizer
@@ -14,6 +14,7 @@ from gradwatch.reporting.sample import Sample
 from gradwatch.scalars import Scalar
 from gradwatch.statistics import GradStats
 from gradwatch.watching.amp import rescale_, scale_of, take_over_unscaling_
+from gradwatch.watching.following import Following
 from gradwatch.watching.hooks import StepHook
 from gradwatch.watching.layout import Layout
 from gradwatch.watching.sampling import Sampling
@@ -46,7 +47,7 @@ class Tracked:
         sampling: Makes the samples.
         log: Tells each trouble once.
         outlet: Takes the samples; None on ranks and in modes that report nothing.
-        before_clip: Called with the step's number before its gradients are clipped.
+        following: Moves the threshold at step boundaries, where the policy follows the service.
         grad_scale: Reads the loop's loss scale, where there is one.
     """
 
@@ -57,7 +58,7 @@ class Tracked:
     sampling: Sampling
     log: LogOnce
     outlet: SampleSink | None = None
-    before_clip: Callable[[int], None] | None = None
+    following: Following | None = None
     grad_scale: Callable[[], Scalar | None] | None = None
     hook: StepHook | None = None
     step: int = 0
@@ -145,6 +146,22 @@ class Tracked:
         sample.scalars[name] = scalar
         return True
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return step counter, the policy's state and the threshold in force."""
+        following = {} if self.following is None else self.following.state_dict()
+        return {"step": self.step, "clipper": self.clipper.state_dict(), "following": following}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there.
+
+        Raises:
+            PolicyError: The state is another policy's; the step counter is restored all the same.
+        """
+        self.step = int(state["step"])
+        self.clipper.load_state_dict(state["clipper"])
+        if self.following is not None:
+            self.following.load_state_dict(state.get("following", {}))
+
     def detach(self) -> None:
         """Leave the optimizer as it was."""
         self.clipping = False
@@ -159,12 +176,14 @@ class Tracked:
         changes = self.clipper.policy is not None or self.clipper.nonfinite != "keep"
         if inverse is not None and changes:
             take_over_unscaling_(self.optimizer, inverse)
-        if self.before_clip is not None:
-            self.before_clip(number)
+        if self.following is not None:
+            self.following(number)
         stats = self.clipper.clip_(self.layout.gradients(), self.layout.parameters, number)
         if inverse is not None and not changes:
             rescale_(stats, inverse)
         self._extra = {}
+        if self.following is not None:
+            self._extra["recommendation_version"] = float(self.clipper.version)
         if scaling.found_inf is not None:
             # On the device: whether this step counts is only known there.
             self._extra["skipped"] = torch.maximum(

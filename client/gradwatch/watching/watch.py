@@ -230,9 +230,7 @@ class Watch:
             "version": 1,
             "run": self.identity.run,
             "world_size": self.identity.world_size,
-            "optimizers": {
-                t.name: {"step": t.step, "clipper": t.clipper.state_dict()} for t in self.tracked
-            },
+            "optimizers": {t.name: t.state_dict() for t in self.tracked},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -249,9 +247,8 @@ class Watch:
                     f"load_state_dict: no state for optimizer {tracked.name!r}, only for {sorted(saved)}; it starts afresh.",
                 )
                 continue
-            tracked.step = int(saved[tracked.name]["step"])
             try:
-                tracked.clipper.load_state_dict(saved[tracked.name]["clipper"])
+                tracked.load_state_dict(saved[tracked.name])
             except PolicyError as error:
                 self.log_once(f"policy {tracked.name}", f"{error} It starts afresh.")
         before = state.get("world_size", self.identity.world_size)
