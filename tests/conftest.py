@@ -18,6 +18,11 @@ from typing import Any
 import httpx
 import pytest
 
+from gradwatch_service.app import create_app
+from gradwatch_service.server import Server, bind, configure
+from gradwatch_service.settings import Settings
+from gradwatch_service.store.opening import open_store
+
 DEADLINE = 20.0
 
 
@@ -64,11 +69,6 @@ class Process:
 @contextlib.contextmanager
 def serving(directory: Path, **options: Any) -> Iterator[Served]:
     """Serve a fresh app on a free port; options are settings."""
-    from gradwatch_service.app import create_app
-    from gradwatch_service.server import Server, bind, configure
-    from gradwatch_service.settings import Settings
-    from gradwatch_service.store.opening import open_store
-
     options.setdefault("store", f"sqlite:///{directory / 'gradwatch.db'}")
     options.setdefault("drain_seconds", 2)
     settings = Settings(**options)

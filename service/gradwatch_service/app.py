@@ -10,8 +10,8 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from gradwatch_service import problems
+from gradwatch_service.access.gate import Gate
 from gradwatch_service.exposition.middleware import RequestMetrics
-from gradwatch_service.gate import Gate
 from gradwatch_service.routes import ALL_ROUTERS
 from gradwatch_service.settings import Settings
 from gradwatch_service.store.base import Store

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import uvicorn
 from fastapi import FastAPI
 
+from gradwatch_service.access.gate import is_loopback
 from gradwatch_service.app import create_app
-from gradwatch_service.gate import is_loopback
 from gradwatch_service.settings import Settings
 from gradwatch_service.store.opening import open_store
 

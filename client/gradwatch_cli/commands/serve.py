@@ -8,10 +8,10 @@ import typer
 from pydantic import ValidationError
 
 from gradwatch_cli.errors import CommandError
+from gradwatch_service.access.tokens import TokenFileError
 from gradwatch_service.server import ServeError, serve
 from gradwatch_service.settings import Settings
 from gradwatch_service.store.opening import StoreOpenError
-from gradwatch_service.tokens import TokenFileError
 
 __all__ = ["command"]
 
@@ -95,7 +95,7 @@ def command(
 def _token_file(given: str) -> Path:
     if given != "auto":
         return Path(given)
-    from gradwatch_service.tokens import auto_tokens  # noqa: PLC0415  only here
+    from gradwatch_service.access.tokens import auto_tokens  # noqa: PLC0415  only here
 
     return auto_tokens()
 

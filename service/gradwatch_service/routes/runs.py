@@ -12,12 +12,12 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from gradwatch_service.access import Admin, Caller, Ingester, VisibleRun, check_run_id
-from gradwatch_service.bodies import decompress, parse_json
 from gradwatch_service.ingest import Body
+from gradwatch_service.ingest.bodies import decompress, parse_json
+from gradwatch_service.ingest.validation import check_manifest
 from gradwatch_service.problems import ServiceError, invalid
 from gradwatch_service.schemas import JSON_BODY, PROBLEMS
 from gradwatch_service.store.base import Registered
-from gradwatch_service.validation import check_manifest
 from gradwatch_service.wiring import Service, ServiceDep
 from gradwatch_wire import Manifest
 

@@ -100,12 +100,12 @@ class Reader:
         bounds = (self._run_id, self._stream_id, high, low)
         where = "run_id = ? AND stream_id = ? AND first_step <= ? AND last_step >= ?"
         hot = self._connection.execute(
-            "SELECT first_step, last_step, steps, id, 0, sequence, manifest FROM delivery "
+            "SELECT first_step, last_step, steps, id, 0, sequence, manifest FROM delivery "  # noqa: S608 - constant text
             f"WHERE payload IS NOT NULL AND partial IS NULL AND {where}",
             bounds,
         ).fetchall()
         cold = self._connection.execute(
-            "SELECT first_step, last_step, steps, id, 1, -1, manifest FROM chunk "
+            "SELECT first_step, last_step, steps, id, 1, -1, manifest FROM chunk "  # noqa: S608 - constant text
             f"WHERE detail = 1 AND {where}",
             bounds,
         ).fetchall()

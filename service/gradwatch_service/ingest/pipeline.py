@@ -18,63 +18,22 @@ from fastapi import Request
 from numpy.typing import NDArray
 
 from gradwatch_service import live
-from gradwatch_service.bodies import decompress, parse_json
-from gradwatch_service.gate import JSON_TYPE, media_type
+from gradwatch_service.access.gate import JSON_TYPE, media_type
+from gradwatch_service.ingest.backlog import Backlog
+from gradwatch_service.ingest.bodies import decompress, parse_json
+from gradwatch_service.ingest.validation import numel_of, rows_of
 from gradwatch_service.instruments import Instruments
 from gradwatch_service.problems import ServiceError
 from gradwatch_service.rows import StepRows
 from gradwatch_service.settings import Settings
 from gradwatch_service.store.base import Commit, Delivery, Receipt, Store
 from gradwatch_service.store.layout import pack_rows
-from gradwatch_service.validation import numel_of, rows_of
 from gradwatch_wire import CONTENT_TYPE, Manifest, Report, decode, report_from_json
 
-__all__ = ["Backlog", "Body", "Ingest"]
+__all__ = ["Body", "Ingest"]
 
 DECODERS = 2
 KNOWN_MANIFESTS = 512
-TYPICAL_BYTES = 256 * 1024  # what a client puts into one delivery
-
-
-class Backlog:
-    """Bytes that were let in and are not committed yet. Touched on the event loop alone.
-
-    Args:
-        limit: Bytes beyond which nothing more is let in.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.bytes = 0
-        self.reports = 0
-        self.capacity = max(1, limit // TYPICAL_BYTES)
-
-    def enter(self, size: int) -> None:
-        """Let ``size`` bytes in.
-
-        Raises:
-            ServiceError: 429, the limit is reached.
-        """
-        # One body of any allowed size always fits into an empty queue.
-        if self.reports and self.bytes + size > self.limit:
-            raise ServiceError(
-                429,
-                "overload",
-                f"{self.bytes} bytes in {self.reports} reports are waiting to be stored; "
-                f"allowed: {self.limit}. Nothing of this report was stored; send it again later.",
-                headers={"Retry-After": "1"},
-            )
-        self.bytes += size
-        self.reports += 1
-
-    def grow(self, size: int) -> None:
-        """Count further bytes of what was let in."""
-        self.bytes += size
-
-    def leave(self, size: int) -> None:
-        """Let go of what was counted for one body."""
-        self.bytes -= size
-        self.reports -= 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import orjson
 import zstandard
 from fastapi import Request
 
-from gradwatch_service.gate import JSON_TYPE, media_type
+from gradwatch_service.access.gate import JSON_TYPE, media_type
 from gradwatch_service.problems import ServiceError
 
 __all__ = ["ENCODINGS", "decompress", "parse_json", "read_json"]

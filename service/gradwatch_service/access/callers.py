@@ -10,10 +10,10 @@ from typing import Annotated, Literal
 
 from fastapi import Depends, Request
 
+from gradwatch_service.access.tokens import Token, read_tokens
 from gradwatch_service.problems import ServiceError, invalid
 from gradwatch_service.settings import Settings
 from gradwatch_service.store.base import RunRecord, Store, UnknownRunError
-from gradwatch_service.tokens import Token, read_tokens
 from gradwatch_wire import is_run_id
 
 __all__ = [
