@@ -37,14 +37,14 @@ class BarePolicyError(PolicyError, TypeError):
     """Something that is not a policy was given where a policy belongs."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Policy:
     """Base of every policy. Equal policies are interchangeable; all of them pickle."""
 
     kind: ClassVar[str] = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Value(Policy):
     """Every element lies in ``[-limit, +limit]``, in the gradient's own dtype.
 
@@ -62,7 +62,7 @@ class Value(Policy):
         _positive(self, "value", "limit")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Norm(Policy):
     """The joint norm of all gradients is at most ``max_norm``; their direction stays.
 
@@ -88,7 +88,7 @@ class Norm(Policy):
             raise PolicyError(f"norm(epsilon={self.epsilon!r}): give a finite number, at least 0.")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PerTensor(Policy):
     """The L2 norm of each gradient tensor is at most ``max_norm``.
 
@@ -103,7 +103,7 @@ class PerTensor(Policy):
         _positive(self, "per_tensor", "max_norm")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Agc(Policy):
     """The gradient of each unit is at most ``ratio`` times the norm of that unit's weights.
 
@@ -129,7 +129,7 @@ class Agc(Policy):
         _positive(self, "agc", "epsilon")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ValueRms(Policy):
     """Every element lies within ``factor`` times the recent root mean square of its tensor.
 
@@ -156,7 +156,7 @@ class ValueRms(Policy):
             raise PolicyError(f"value_rms(decay={self.decay!r}): must be below 1.")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Recommended(Policy):
     """Clips as ``base`` does, with the threshold that the service recommends once there is one.
 
@@ -194,7 +194,7 @@ class Recommended(Policy):
             )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Schedule(Policy):
     """From each step on, the policy given for it; before the first one, the first.
 
@@ -214,7 +214,7 @@ class Schedule(Policy):
             )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Chain(Policy):
     """What each policy promises about its own output; they run in order, each on the last's result.
 
@@ -230,7 +230,7 @@ class Chain(Policy):
             raise PolicyError("chain(): give at least one policy; clip=None clips nothing.")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Patterns(Policy):
     """Each tensor is clipped by the policy of the first pattern that its name matches.
 
