@@ -10,8 +10,8 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from gradwatch_service.access import Access
-from gradwatch_service.analyser import Analyser
-from gradwatch_service.announcer import Announcer
+from gradwatch_service.analysis.analyser import Analyser
+from gradwatch_service.analysis.announcer import Announcer
 from gradwatch_service.events import EventHub
 from gradwatch_service.exposition.page import Exposition, Limits
 from gradwatch_service.exposition.tags import TagLabels

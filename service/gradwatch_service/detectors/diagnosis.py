@@ -104,6 +104,7 @@ def _finite(
             loss=float(signals.loss[i]),
             cosine=float(signals.cosine[i]),
             rate=float(signals.rate[i]),
+            shape_spread=_shape_spread(state, signals, i),
         )
         spike = find_exploding(state.exploding, witness)
         if spike is not None:
@@ -119,6 +120,17 @@ def _finite(
         )
         found += [_vanishing(signals, i, loss) for loss in losses]
     return found
+
+
+def _shape_spread(state: DiagnosisState, signals: Signals, i: int) -> float:
+    """How differently the tensors grew, as a share of how much they grew: 0 when all alike."""
+    logs, live = signals.tensor_logs[i], signals.present[i] & ~signals.zero[i]
+    levels = state.vanishing.levels
+    if len(levels.level) < len(logs) or live.sum() < 2:
+        return math.inf
+    grew = levels.distance(logs)[live]
+    middle = float(np.median(grew))
+    return 1.4826 * float(np.median(np.abs(grew - middle))) / max(abs(middle), 1e-9)
 
 
 def _exploding(signals: Signals, i: int, spike: Spike) -> Finding:

@@ -26,6 +26,9 @@ TOGETHER: Final = 3.5  # robust sigmas when norm and loss agree
 HEADROOM: Final = 1.3  # above the run's own largest innocent value
 PEAK_KEPT: Final = 0.5 ** (1 / 2000)  # that value is half forgotten after 2000 steps
 QUIET: Final = 10
+LASTING: Final = 3.5
+LASTING_OVER: Final = math.log(2.5)
+SHAPE: Final = 0.3
 JUMP: Final = 2.0  # learning rate against the median of its last 16
 JUMP_STEPS: Final = 64
 SETTLED: Final = 32  # steps after which a new steady level is the usual one
@@ -40,6 +43,7 @@ class Witness:
     loss: float
     cosine: float
     rate: float
+    shape_spread: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +76,8 @@ class ExplodingState:
     rates: Window = field(default_factory=lambda: Window(16))
     raw: Window = field(default_factory=lambda: Window(SETTLED))
     recent: list[list[float]] = field(default_factory=list)  # step, norm, loss, cosine sigmas
-    peak_norm: float = 0.0
-    peak_both: float = 0.0
+    peaks: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # norm, both, lasting
+    rising: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # of this excursion
     flagged: int = 0  # steps with evidence since the last quiet spell
     quiet: int = QUIET  # steps since the last evidence
     jump_age: int = JUMP_STEPS + 1
@@ -105,18 +109,18 @@ def find_exploding(state: ExplodingState, x: Witness) -> Spike | None:
         _accept(state, x, flagged=False)
         return None
     norm, loss, cosine = _sigmas(state, x)
-    state.recent = [*state.recent[-4:], [x.step, norm, loss, cosine]]
+    over = x.log_norm - state.norms.median
+    state.recent = [*state.recent[-4:], [x.step, norm, loss, cosine, over, x.shape_spread]]
     spike = _judge(state, x, norm, loss)
     if spike is None:
         state.quiet += 1
         if state.quiet >= QUIET:
             state.flagged = 0
-            state.peak_norm = max(state.peak_norm * PEAK_KEPT, norm)
-            both = min(norm, loss) if math.isfinite(loss) else 0.0
-            state.peak_both = max(state.peak_both * PEAK_KEPT, both)
+        _remember_peak(state, norm, loss)
     else:
         state.quiet = 0
         state.flagged += 1
+        state.rising = [0.0, 0.0, 0.0]
     _accept(state, x, flagged=spike is not None or norm > 4)
     _settle(state)
     return spike
@@ -136,15 +140,39 @@ def _sigmas(state: ExplodingState, x: Witness) -> tuple[float, float, float]:
     return norm, loss, cosine
 
 
+def _remember_peak(state: ExplodingState, norm: float, loss: float) -> None:
+    """Learn how far innocent excursions of this run go; each counts once it is over.
+
+    Counting it earlier would raise the limit in front of a ramp, step by step.
+    """
+    both = min(norm, loss) if math.isfinite(loss) else 0.0
+    state.rising = [
+        max(*pair) for pair in zip(state.rising, [norm, both, _lasting(state)], strict=True)
+    ]
+    state.peaks = [peak * PEAK_KEPT for peak in state.peaks]
+    if norm < 1:
+        state.peaks = [max(*pair) for pair in zip(state.peaks, state.rising, strict=True)]
+        state.rising = [0.0, 0.0, 0.0]
+
+
+def _lasting(state: ExplodingState) -> float:
+    """Least sigmas of ln norm of the last three steps."""
+    return min((entry[1] for entry in state.recent[-3:]), default=0.0)
+
+
 def _judge(state: ExplodingState, x: Witness, norm: float, loss: float) -> Spike | None:
     over = x.log_norm - state.norms.median
     both = min(norm, loss) if math.isfinite(loss) else 0.0
-    alone_limit = min(ALONE_MOST, max(ALONE, HEADROOM * state.peak_norm))
-    both_limit = max(TOGETHER, HEADROOM * state.peak_both)
+    alone_limit = min(ALONE_MOST, max(ALONE, HEADROOM * state.peaks[0]))
+    both_limit = max(TOGETHER, HEADROOM * state.peaks[1])
     scores = {"together": both / both_limit}
     if over >= math.log(3):
         scores["norm"] = norm / alone_limit
     scores["direction"] = _same_direction(state, x)
+    if min(entry[4] for entry in state.recent[-3:]) >= LASTING_OVER:
+        shapes = sorted(entry[5] for entry in state.recent[-3:])
+        if len(shapes) == 3 and shapes[1] <= SHAPE:
+            scores["scaled"] = _lasting(state) / max(LASTING, HEADROOM * state.peaks[2])
     if state.jump_age <= JUMP_STEPS:
         rise = loss / 4.0 if math.isfinite(loss) else 0.0
         scores["rate"] = max(norm / 2.5, rise)
@@ -187,7 +215,7 @@ def _same_direction(state: ExplodingState, x: Witness) -> float:
 
 def _onset(state: ExplodingState, step: int) -> int:
     onset = step
-    for at, norm, loss, _ in reversed(state.recent[:-1]):
+    for at, norm, loss, *_ in reversed(state.recent[:-1]):
         if norm < 2 and not loss >= 2:
             break
         onset = int(at)

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwatch_service.detectors.base import Finding, UnknownStateVersion
+from gradwatch_service.detectors.state_bytes import pack, unpack
 from gradwatch_service.rows import StepRows
-from gradwatch_service.state_bytes import pack, unpack
 
 __all__ = ["ReplicaState", "Replicas"]
 

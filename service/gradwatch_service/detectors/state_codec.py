@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gradwatch_service.detectors.base import UnknownStateVersion
+from gradwatch_service.detectors.state_bytes import pack, unpack
 from gradwatch_service.detectors.window import Window
-from gradwatch_service.state_bytes import pack, unpack
 
 __all__ = ["dump_state", "load_state"]
 

@@ -13,7 +13,7 @@ from gradwatch_service.exposition.text import header, labels, registry_text
 from gradwatch_service.instruments import Instruments
 from gradwatch_service.live.run import LiveRun
 from gradwatch_service.live.view import LiveView
-from gradwatch_service.run_state import RUN_STATES
+from gradwatch_service.analysis.run_state import RUN_STATES
 
 __all__ = ["Exposition", "Limits", "Page"]
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from gradwatch_service.live.counters import EMPTY, PEAK_SECONDS, PEAK_SPAN_SECONDS, Counters
-from gradwatch_service.run_state import run_state
+from gradwatch_service.analysis.run_state import run_state
 
 __all__ = ["Analysed", "LiveRun", "Onset", "RunInfo", "finite"]
 
@@ -100,7 +100,7 @@ class LiveRun:
         return self.info.created_at if reported is None else reported
 
     def state(self, now: float, silent_seconds: float) -> str:
-        """How the run is doing, in one word: :data:`gradwatch_service.run_state.RUN_STATES`."""
+        """How the run is doing, in one word: :data:`gradwatch_service.analysis.run_state.RUN_STATES`."""
         return run_state(
             status=self.status,
             active=self.analysed.active,

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from gradwatch_service.access import Admin, Reader, VisibleRun
-from gradwatch_service.incidents import NOTICE_KINDS
+from gradwatch_service.analysis.incidents import NOTICE_KINDS
 from gradwatch_service.problems import ServiceError
 from gradwatch_service.wiring import ServiceDep
 

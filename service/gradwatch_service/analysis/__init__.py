@@ -1,0 +1,1 @@
+"""Following every run: what is found in its steps, kept as incidents and notices with their cards."""

@@ -1,0 +1,211 @@
+"""What an incident says to a person: verdict, why, and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = ["Card", "write_card"]
+
+Evidence = Mapping[str, float | int | str]
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """Three short texts: what happened, what the data show of the cause, what to do."""
+
+    verdict: str
+    why: str
+    next: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    observed: float
+    expected: float
+    first: str | None
+    tensors: Sequence[str]
+    ranks: Sequence[int]
+    evidence: Evidence
+
+    @property
+    def ratio(self) -> float:
+        return self.observed / self.expected if self.expected > 0 else float("inf")
+
+    @property
+    def where(self) -> str:
+        return f", first in {self.first}" if self.first else ""
+
+    @property
+    def who(self) -> str:
+        """The tensors, named while they are few."""
+        if len(self.tensors) > 3:
+            return f"{len(self.tensors)} tensors, first {self.first}"
+        return ", ".join(self.tensors) or "the whole gradient"
+
+
+def write_card(
+    *,
+    kind: str,
+    cause: str,
+    observed: float,
+    expected: float,
+    first_tensor: str | None,
+    tensors: Sequence[str],
+    ranks: Sequence[int],
+    evidence: Evidence,
+) -> Card:
+    """Return the card of an incident or notice; a cause without a text of its own says unknown."""
+    facts = _Facts(observed, expected, first_tensor, tensors, ranks, evidence)
+    why, what_next = _CAUSES.get((kind, cause), _CAUSES.get(("", cause), (_unknown, "")))
+    return Card(_VERDICTS[kind](facts), why(facts), what_next or _NEXT[kind])
+
+
+def _times(ratio: float) -> str:
+    if ratio >= 1:
+        return f"{ratio:.3g}x"
+    return f"1/{1 / ratio:.3g} of" if ratio > 0 else "0x"
+
+
+def _exploding(f: _Facts) -> str:
+    return f"global norm {_times(f.ratio)} its recent level{f.where}"
+
+
+def _vanishing(f: _Facts) -> str:
+    if f.observed <= 0:
+        return f"gradient exactly zero in {f.who}"
+    return f"gradient at {_times(f.ratio)} its usual level in {f.who}"
+
+
+def _oscillating(f: _Facts) -> str:
+    return (
+        f"successive gradients point against each other: cosine {f.observed:.2f}, "
+        f"usually {f.expected:.2f}"
+    )
+
+
+def _nonfinite(f: _Facts) -> str:
+    ranks = f" on rank {', '.join(map(str, f.ranks))}" if f.evidence.get("one_rank") else ""
+    others = f" and {len(f.tensors) - 1} more tensors" if len(f.tensors) > 1 else ""
+    return f"{f.observed:.0f} NaN or Inf elements{ranks}, first in {f.first}{others}"
+
+
+_VERDICTS: Final[Mapping[str, Callable[[_Facts], str]]] = {
+    "exploding": _exploding,
+    "vanishing": _vanishing,
+    "oscillating": _oscillating,
+    "nonfinite": _nonfinite,
+    "replicas_apart": lambda f: (
+        f"ranks {', '.join(map(str, f.ranks))} report different gradients{f.where}"
+    ),
+    "rank_missing": lambda f: f"no reports from rank {', '.join(map(str, f.ranks))}",
+    "overclipping": lambda f: f"clipping leaves {f.observed:.0%} of the gradient's norm",
+    "underflow": lambda f: f"{f.observed:.0%} of the elements of {f.who} underflow their dtype",
+    "reports_dropped": lambda f: f"{f.observed:.0f} steps were not reported",
+}
+
+_NEXT: Final[Mapping[str, str]] = {
+    "exploding": "clip at the recommended threshold; if it comes back, lower the learning rate "
+    "and look at the batch of the onset step",
+    "vanishing": "look at the activations and the initialisation just before the first tensor "
+    "named; clipping does not cure vanishing gradients",
+    "oscillating": "lower the learning rate or the momentum by a factor of 2",
+    "nonfinite": "use nonfinite='skip' so that the step is not applied, and look at the batch "
+    "and the operations after the first tensor named (log, sqrt, division, fp16 range)",
+    "replicas_apart": "compare the ranks' parameters; restart from a checkpoint and check that "
+    "every rank uses the same threshold and the same reduced gradient",
+    "rank_missing": "look at the logs of that rank and its way to the service",
+    "overclipping": "raise the threshold towards the recommended one: such a hard clip acts as "
+    "a lower learning rate",
+    "underflow": "raise the loss scale, or keep these gradients in bfloat16 or float32",
+    "reports_dropped": "look at the client's health(): the service was away, too slow or too far",
+}
+
+
+def _unknown(f: _Facts) -> str:
+    del f
+    return "the reported data do not show the cause"
+
+
+def _learning_rate(f: _Facts) -> str:
+    ratio, step = float(f.evidence.get("learning_rate_ratio", 0)), f.evidence.get("at_step")
+    return f"learning rate rose x{ratio:.3g} at step {step}"
+
+
+def _same_direction(f: _Facts) -> str:
+    return (
+        "successive gradients point the same way (cosine "
+        f"{float(f.evidence.get('cosine', 0)):.2f}, usually "
+        f"{float(f.evidence.get('usual_cosine', 0)):.2f}) while the norm grows: gradients add up"
+    )
+
+
+_CAUSES: Final[Mapping[tuple[str, str], tuple[Callable[[_Facts], str], str]]] = {
+    ("", "learning_rate_change"): (
+        _learning_rate,
+        "check the schedule; go back to the learning rate before it, or warm up to the new one",
+    ),
+    ("exploding", "zero_grad_missing"): (
+        _same_direction,
+        "call optimizer.zero_grad() before every backward, or divide the loss by the number of "
+        "accumulated batches",
+    ),
+    ("exploding", "same_batch_again"): (
+        lambda f: (
+            "gradients repeat (cosine "
+            f"{float(f.evidence.get('cosine', 0)):.2f}) and differ from the usual ones: the same "
+            "batch again, or batches with something in common"
+        ),
+        "check the sampler and the shuffling, and the labels of the batches since the onset step",
+    ),
+    ("exploding", "loss_scale"): (
+        lambda f: (
+            "every tensor grew by about the same factor "
+            f"({float(f.evidence.get('factor', 0)):.3g}x): the gradient is scaled"
+        ),
+        "unscale before clipping and stepping (scaler.unscale_(optimizer)), and check the scale "
+        "of the loss",
+    ),
+    ("nonfinite", "loss_scale"): (
+        lambda _: "the loss scale was too high for this step, which was skipped",
+        "nothing, while it happens about once per growth interval of the scaler; otherwise lower "
+        "init_scale or growth_factor",
+    ),
+    ("nonfinite", "overflow"): (
+        lambda _: "elements are Inf, not NaN: a number left the range of its dtype",
+        "use dynamic loss scaling (torch.amp.GradScaler) or bfloat16",
+    ),
+    ("nonfinite", "one_rank"): (
+        lambda f: f"only rank {', '.join(map(str, f.ranks))} is affected",
+        "look at that rank's data shard and device; run its batch on another device",
+    ),
+    ("nonfinite", "after_exploding"): (
+        lambda _: "the gradient exploded in the steps before",
+        "start again from a checkpoint before it, with clipping at the recommended threshold",
+    ),
+    ("vanishing", "dead_layer"): (
+        lambda _: "all elements are exactly zero: these units no longer take part",
+        "lower the learning rate, use a leaky activation, and check that the layer is still "
+        "connected to the loss (detach, requires_grad)",
+    ),
+    ("vanishing", "whole_gradient"): (
+        lambda _: (
+            "every tensor fell together: a detached graph, a loss of nearly zero, or a schedule"
+        ),
+        "check that the loss still depends on the parameters (no_grad, detach) and is not zero",
+    ),
+    ("vanishing", "initialisation"): (
+        lambda _: "gradients shrink from layer to layer from the first steps on",
+        "use an initialisation that fits the activation (Xavier for tanh and sigmoid, He for "
+        "ReLU), normalisation or residual connections",
+    ),
+    ("vanishing", "saturation"): (
+        lambda _: (
+            "gradients fell in all tensors before a point while the rest goes on: "
+            "saturated units, or a layer cut off"
+        ),
+        "lower the learning rate, check the scale of the inputs of the layer named last, "
+        "normalise them",
+    ),
+}

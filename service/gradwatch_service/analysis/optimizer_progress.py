@@ -1,0 +1,204 @@
+"""One optimizer's analysis as it advances through the store: reads, replays, snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from gradwatch_service.analysis.gaps import GapWatch, Reach
+from gradwatch_service.analysis.incident_log import IncidentLog
+from gradwatch_service.analysis.incidents import Incident
+from gradwatch_service.analysis.optimizer_analysis import OptimizerAnalysis, OptimizerState
+from gradwatch_service.analysis.snapshots import SnapshotKey, superfluous
+from gradwatch_service.detectors.base import RunContext, UnknownStateVersion
+from gradwatch_service.rows import StepRows
+from gradwatch_service.store.base import Gap, Store, Stream
+
+__all__ = ["OptimizerProgress"]
+
+BLOCKS_PER_TICK: Final = 8  # so that one long backlog does not keep other runs waiting
+STEPS_REMEMBERED: Final = 8192
+MOST_CELLS: Final = 4_000_000  # steps x tensors read at once, about 16 MB per statistic
+
+
+@dataclass(slots=True)
+class _Replay:
+    """A replay under way: what it found above ``since`` counts once it reaches ``until``."""
+
+    since: int
+    until: int
+    found: dict[str, Incident] = field(default_factory=dict)
+
+
+class OptimizerProgress:
+    """Advances the analysis of one (run, attempt, optimizer). Called from one thread only.
+
+    Args:
+        store: Where steps are read and snapshots are kept.
+        context: The stream, as its lowest rank registered it.
+        log: The run's incidents.
+        gap_seconds: How long a missing sequence is waited for.
+        snapshot_steps: Steps between snapshots.
+        resume: Whether a snapshot of an earlier process may be built upon.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        context: RunContext,
+        log: IncidentLog,
+        *,
+        gap_seconds: float,
+        snapshot_steps: int,
+        resume: bool,
+    ) -> None:
+        self._store = store
+        self._log = log
+        self._watch = GapWatch(gap_seconds)
+        self._snapshot_steps = snapshot_steps
+        self._taken: dict[int, set[int]] = {}  # rank to the newest steps taken in
+        self._late: int | None = None  # lowest step that arrived below the position
+        self._context = context
+        self.complete = False
+        self.state = (self._load() if resume else None) or OptimizerAnalysis.start(context)
+        self._saved_steps = self.state.steps
+        # What was found after the snapshot will be found again: the same, or revised.
+        until = max((item.opened_step for item in self._known()), default=-1)
+        self._replay = self._replay_until(until) if until > self.state.position else None
+
+    def note(self, rows: StepRows) -> None:
+        """Take notice of rows that were committed: those below the position force a replay."""
+        # A commit may be read before it is told of, so its steps may have been taken in already.
+        taken = self._taken.get(rows.rank, set())
+        position = self.state.position
+        late = [step for step in rows.steps.tolist() if step <= position and step not in taken]
+        if late:
+            self._late = late[0] if self._late is None else min(late[0], self._late)
+
+    def tick(
+        self, streams: Sequence[Stream], gaps: Mapping[int, Gap], now: float
+    ) -> tuple[list[Incident], float | None]:
+        """Advance as far as the reports reach.
+
+        Args:
+            streams: The streams that have steps, one per rank, lowest rank first.
+            gaps: Completeness of the deliveries of each rank.
+            now: Clock reading.
+
+        Returns:
+            The incidents that changed, and the clock reading at which to look again: ``now``
+            while there is more to do, None when only new reports can change anything.
+        """
+        reach = self._watch.look(streams, gaps, self._context.optimizer, now)
+        if self._late is not None:
+            self._rewind(self._late)
+        changed: list[Incident] = []
+        for _ in range(BLOCKS_PER_TICK):
+            if self.state.position >= reach.end:
+                break
+            rows, end = self._read(streams, reach.end)
+            changed += self._take_in(rows, end, reach)
+        more = self.state.position < reach.end
+        self.complete = reach.complete and not more
+        return changed, now if more else reach.look_again
+
+    def _take_in(
+        self, rows: Mapping[int, list[StepRows]], end: int, reach: Reach
+    ) -> list[Incident]:
+        self.state, found = OptimizerAnalysis.advance(
+            self.state, rows, end, certain=end <= reach.certain_end
+        )
+        self._remember(rows)
+        changed = self._publish(found)
+        if self.state.steps - self._saved_steps >= self._snapshot_steps:
+            self._save_snapshot()
+        return changed
+
+    def _remember(self, rows: Mapping[int, list[StepRows]]) -> None:
+        for rank, blocks in rows.items():
+            steps = self._taken.setdefault(rank, set())
+            for block in blocks:
+                steps.update(block.steps.tolist())
+            if len(steps) > 2 * STEPS_REMEMBERED:
+                self._taken[rank] = set(sorted(steps)[-STEPS_REMEMBERED:])
+
+    def _publish(self, found: Iterable[Incident]) -> list[Incident]:
+        if self._replay is None:
+            return self._log.progress(found)
+        self._replay.found |= {incident.id: incident for incident in found}
+        if self.state.position < self._replay.until:
+            return []
+        replay, self._replay = self._replay, None
+        c = self._context
+        return self._log.reconcile(c.attempt, c.optimizer, replay.since, replay.found)
+
+    def _known(self) -> list[Incident]:
+        key = (self._context.attempt, self._context.optimizer)
+        return [item for item in self._log.all() if (item.attempt, item.optimizer) == key]
+
+    def _replay_until(self, until: int) -> _Replay:
+        still_open = {item.id: item for item in self.state.tracker.incidents()}
+        return _Replay(since=self.state.position, until=until, found=still_open)
+
+    def _rewind(self, late: int) -> None:
+        until = self.state.position
+        if self._replay is not None:
+            until = max(until, self._replay.until)
+        self.state = self._load(below=late) or OptimizerAnalysis.start(self._context)
+        self._saved_steps, self._late = self.state.steps, None
+        self._replay = self._replay_until(until)
+
+    def _load(self, below: int | None = None) -> OptimizerState | None:
+        """Newest usable snapshot at a position under ``below``; a certain one if that is None."""
+        documents = self._store.documents(self._context.run, "snapshot")
+        keys = sorted(map(SnapshotKey.parse, documents), key=lambda k: k.position, reverse=True)
+        for key in keys:
+            if key[:2] != (self._context.attempt, self._context.optimizer):
+                continue
+            if below is not None and key.position >= below:
+                continue
+            try:
+                state = OptimizerAnalysis.load(self._context, documents[key.text()])
+            except UnknownStateVersion:
+                continue
+            if below is not None or state.certain:
+                return state
+        return None
+
+    def _save_snapshot(self) -> None:
+        state, c = self.state, self._context
+        self._saved_steps = state.steps
+        key = SnapshotKey(c.attempt, c.optimizer, state.position)
+        kept = map(SnapshotKey.parse, self._store.documents(c.run, "snapshot"))
+        positions = {k.position for k in kept if k[:2] == key[:2]} | {key.position}
+        changes: dict[str, bytes | None] = {
+            key._replace(position=position).text(): None
+            for position in superfluous(positions, self._snapshot_steps)
+        }
+        changes[key.text()] = OptimizerAnalysis.dump(state)
+        self._store.save(c.run, {"snapshot": changes})
+
+    def _read(self, streams: Sequence[Stream], end: int) -> tuple[dict[int, list[StepRows]], int]:
+        """Rows of every rank above the position, as many as fit in memory, and their last step."""
+        lead, *others = streams
+        cells = max(1, len(lead.manifest.tensors)) * len(streams)
+        limit = max(1, min(self._snapshot_steps, MOST_CELLS // cells))
+        rows = {lead.rank: self._read_rank(lead, end, limit)}
+        if sum(map(len, rows[lead.rank])) >= limit:
+            end = int(rows[lead.rank][-1].steps[-1])
+        for stream in others:
+            rows[stream.rank] = self._read_rank(stream, end, None)
+        return rows, end
+
+    def _read_rank(self, stream: Stream, end: int, limit: int | None) -> list[StepRows]:
+        blocks = self._store.read(
+            self._context.run,
+            attempt=stream.attempt,
+            optimizer=stream.optimizer,
+            rank=stream.rank,
+            start=self.state.position + 1,
+            end=end,
+            limit=limit,
+        )
+        return [block for block in blocks if len(block)]
