@@ -75,6 +75,7 @@ class Background:
         dropped: Steps that were dropped, by reason.
         recommendation: The newest one that came with an answer.
         ended: Whether the work is over.
+        pending_steps: Steps that are not acknowledged yet.
         fault: The last fault of our own.
     """
 
@@ -97,6 +98,7 @@ class Background:
         self.dropped: Counter[str] = Counter()
         self.recommendation: Mapping[str, Any] | None = None
         self.ended = False
+        self.pending_steps = 0
         self.fault: str | None = None
 
     def run(self) -> None:
@@ -126,6 +128,7 @@ class Background:
         self._collect()
         self._send_one()
         self._answer_flushes()
+        self.pending_steps = self.gathering.steps + self.backlog.steps
 
     def _idle_seconds(self) -> float | None:
         """How long nothing is to be done unless something comes; None: for ever."""
@@ -142,6 +145,7 @@ class Background:
 
     def _introduce(self, item: Introduction) -> None:
         self.gathering.introduce(item.optimizer, item.layout)
+        self.backlog.introduce(item.layout.manifest)
         if self._courier is not None:
             self._courier.introduce(item.layout.manifest)
         else:
@@ -160,9 +164,11 @@ class Background:
         overflow = self._handover.new_overflow()
         if overflow:
             self._drop("queue_full", overflow)
+        if self.backlog.full:
+            self.dropped["buffer_full"] += self.gathering.discard("buffer_full")
+            return
         for delivery in self.gathering.deliveries(time.monotonic(), everything=everything):
-            for reason, steps in self.backlog.append(delivery).items():
-                self.dropped[reason] += steps
+            self.dropped.update(self.backlog.append(delivery))
 
     def _drop(self, reason: str, steps: int) -> None:
         """Count steps that are in no delivery; the next one tells of them."""
@@ -178,6 +184,8 @@ class Background:
             self._settle(head, courier.deliver(head))
         elif not courier.announced:
             courier.announce()
+            if not courier.reached:
+                self.dropped.update(self.backlog.retreat())
         self._tell_start(reached=courier.reached, why=courier.last_error or "")
 
     def _settle(self, delivery: Delivery, verdict: Verdict) -> None:
@@ -191,8 +199,10 @@ class Background:
                 self.dropped[verdict.reason] += self.backlog.empty_head(verdict.reason)
             else:
                 self.backlog.pop()
-        elif verdict.action is Action.STOP:
-            self._log_once("stopped", f"nothing more is sent: {verdict.why}")
+        else:
+            if verdict.action is Action.STOP:
+                self._log_once("stopped", f"nothing more is sent: {verdict.why}")
+            self.dropped.update(self.backlog.retreat())
 
     def _heed(self, answer: Mapping[str, Any]) -> None:
         """Follow what the service may ask: to be quieter, never louder."""
@@ -221,20 +231,30 @@ class Background:
 
     def _finish(self, request: Request) -> None:
         """Deliver what is left before the deadline, say how the run ended, end."""
+        status = request.status or "completed"
         try:
             self._collect(everything=True)
+            # The other ranks may still be at work: only the first speaks for a good end.
+            told = self._rank > 0 and status == "completed"
             if self._courier is not None:
                 self._last_sending(self._courier, request.deadline)
                 request.delivered = self.backlog.head() is None
-                # The other ranks may still be at work: only the first speaks for a good end.
-                if self._rank == 0 or request.status != "completed":
-                    last = min(request.deadline, time.monotonic() + _FINISH_SECONDS)
-                    self._courier.finish(request.status or "completed", until=last)
+                last = min(request.deadline, time.monotonic() + _FINISH_SECONDS)
+                told = told or self._courier.finish(status, until=last)
+            self.dropped.update(self.backlog.retreat())
+            if self.backlog.spool is not None and not told:
+                self.backlog.spool.finish(status)
+            self.pending_steps = self.backlog.steps
         finally:
             self.ended = True
-            if self._courier is not None:
-                self._courier.close()
+            self._put_away()
             request.done.set()
+
+    def _put_away(self) -> None:
+        if self._courier is not None:
+            self._courier.close()
+        if self.backlog.spool is not None:
+            self.backlog.spool.close()
 
     def _last_sending(self, courier: Courier, deadline: float) -> None:
         courier.limit(deadline)

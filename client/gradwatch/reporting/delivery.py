@@ -2,13 +2,14 @@
 
 import math
 from array import array
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from gradwatch.reporting.packing import Packer
 from gradwatch_wire import Column, Histograms, Manifest, Report, decode, encode
 
-__all__ = ["Batch", "Delivery", "Layout", "empty", "readdressed"]
+__all__ = ["Batch", "Delivery", "Layout", "emptied", "read_delivery", "readdressed"]
 
 MAX_SECONDS = 1.0
 MAX_BYTES = 256 * 1024
@@ -152,18 +153,41 @@ class Batch:
         return Histograms(_integers(steps), BINS_PER_OCTAVE, LOWEST_EXPONENT, self._sampled, counts)
 
 
-def empty(like: Delivery, rank: int, dropped: Mapping[str, int]) -> Delivery:
-    """A delivery without steps in the place of one whose steps were dropped."""
+def emptied(delivery: Delivery, rank: int, reason: str) -> Delivery:
+    """The empty delivery that takes the place of one whose steps are dropped, and counts them.
+
+    So a drop never looks like a gap in the sequence.
+    """
+    counts = Counter(delivery.dropped)
+    if delivery.steps:
+        counts[reason] += delivery.steps
     report = Report(
         attempt=0,
         rank=rank,
-        optimizer=like.optimizer,
-        sequence=like.sequence,
-        manifest=like.manifest,
+        optimizer=delivery.optimizer,
+        sequence=delivery.sequence,
+        manifest=delivery.manifest,
         steps=_integers([]),
-        dropped=dict(dropped),
+        dropped=dict(counts),
     )
     return _delivery(report, 0)
+
+
+def read_delivery(body: bytes) -> Delivery:
+    """The delivery that a compact body holds.
+
+    Raises:
+        WireError: It is none.
+    """
+    report = decode(body)
+    return Delivery(
+        sequence=report.sequence,
+        optimizer=report.optimizer,
+        manifest=report.manifest,
+        steps=report.steps.items,
+        dropped=report.dropped,
+        body=body,
+    )
 
 
 def readdressed(delivery: Delivery, attempt: int, sequence: int) -> bytes:

@@ -121,6 +121,16 @@ class Gathering:
             made.append(self._number(Batch(next(iter(self._layouts.values())), now)))
         return made
 
+    def discard(self, reason: str) -> int:
+        """Drop what is gathered instead of numbering it; how many steps that were."""
+        batches = [*self._ready, *self._batches.values()]
+        steps = sum(map(len, batches))
+        self._ready.clear()
+        self._batches.clear()
+        if steps:
+            self.dropped[reason] += steps
+        return steps
+
     def _number(self, batch: Batch) -> Delivery:
         delivery = batch.deliver(self._rank, self._sequence, self.dropped)
         self._sequence += 1

@@ -21,6 +21,7 @@ from gradwatch.reporting.handover import Handover
 from gradwatch.reporting.pace import Pace
 from gradwatch.reporting.packing import Packer
 from gradwatch.reporting.sample import Sample
+from gradwatch.reporting.spool import Spool
 from gradwatch.reporting.transport import HttpTransport, Transport
 from gradwatch.settings import Settings
 from gradwatch_wire import Manifest
@@ -87,7 +88,10 @@ class Reporter:
         self._courier = None
         if settings.mode == "online":
             self._courier = Courier(transport or self._http, identity, pace or Pace())
-        backlog = Backlog(identity.rank)
+        spool = Spool(settings.directory, identity) if settings.spool else None
+        backlog = Backlog(identity.rank, spool)
+        if self._courier is None:
+            backlog.retreat()
         self._background = Background(identity.rank, self._handover, backlog, self._courier)
         self._thread: threading.Thread | None = None
         self._deaf = False
@@ -159,9 +163,11 @@ class Reporter:
             state=self._state(),
             sent_deliveries=work.sent["deliveries"],
             sent_steps=work.sent["steps"],
-            pending_steps=work.gathering.steps + work.backlog.steps,
+            pending_steps=work.pending_steps,
+            spooled_deliveries=work.backlog.spooled,
             dropped={**work.dropped, **_some("queue_full", self._handover.overflow)},
             last_error=(self._courier and self._courier.last_error) or work.fault,
+            spool=None if work.backlog.spool is None else work.backlog.spool.folder,
         )
 
     @property
