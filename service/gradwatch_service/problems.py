@@ -22,7 +22,7 @@ from gradwatch_service.store.base import (
     UnknownManifestError,
     UnknownRunError,
 )
-from gradwatch_wire import Problem, WireError
+from gradwatch_wire import Problem, UnknownVersionError, WireError
 
 __all__ = ["MEDIA_TYPE", "ServiceError", "install", "invalid", "problem"]
 
@@ -139,6 +139,9 @@ async def _service_error(_: Request, error: Exception) -> Response:
 
 async def _wire_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, WireError)  # noqa: S101  what it is registered for
+    if isinstance(error, UnknownVersionError):
+        supported = {"supported": list(error.supported)}
+        return problem(415, "unsupported_version", str(error), extra=supported)
     return problem(422, "invalid", str(error)[:2000], errors=error.problems)
 
 
