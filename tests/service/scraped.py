@@ -18,7 +18,7 @@ class Scraped:
     help: dict[str, str] = field(default_factory=dict)
     samples: dict[tuple[str, frozenset], float] = field(default_factory=dict)
 
-    def value(self, name, **labels):
+    def value(self, name, /, **labels):
         """The sample's value, or None."""
         return self.samples.get((name, frozenset(labels.items())))
 

@@ -75,9 +75,11 @@ def write_block(facts: Facts, *, fresh: bool, max_series: int, template: Templat
         flat = [value for value in flat if value is not None]
     families = (template.text % tuple(flat)).split(_SEPARATOR)
     families += [""] * (len(ALL_SERIES) - len(families))
-    core = sum(lengths[:CORE_FAMILIES]) - sum(
-        1 for i in missing if i < sum(lengths[:CORE_FAMILIES])
-    )
+    core_places = sum(lengths[:CORE_FAMILIES])
+    core = core_places - sum(1 for i in missing if i < core_places)
+    # Groups folded into one are series left out, too: as many for each as a group has here.
+    per_group = (len(flat) - core) // max(1, len(facts.groups))
+    dropped += facts.counters.folded * per_group
     return Block(families, len(flat), core, dropped, template)
 
 

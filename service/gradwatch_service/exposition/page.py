@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 
+from gradwatch_service.analysis.run_state import RUN_STATES
 from gradwatch_service.exposition.block import ALL_SERIES, CORE_FAMILIES, Block, write_block
 from gradwatch_service.exposition.facts import facts_of
 from gradwatch_service.exposition.tags import TagLabels
@@ -13,7 +14,6 @@ from gradwatch_service.exposition.text import header, labels, registry_text
 from gradwatch_service.instruments import Instruments
 from gradwatch_service.live.run import LiveRun
 from gradwatch_service.live.view import LiveView
-from gradwatch_service.analysis.run_state import RUN_STATES
 
 __all__ = ["Exposition", "Limits", "Page"]
 

@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from gradwatch_service.analysis.run_state import RUN_STATES
 from gradwatch_service.exposition.catalogue import Family, Kind, family
 from gradwatch_service.exposition.facts import Facts
 from gradwatch_service.exposition.text import labels
 from gradwatch_service.live.counts import NORM_BOUNDS
 from gradwatch_service.live.view import INCIDENT_KINDS
-from gradwatch_service.analysis.run_state import RUN_STATES
 from gradwatch_wire import DROP_REASONS
 
 __all__ = [

@@ -83,16 +83,18 @@ def add(counters: Counters, summary: Summary, *, at: float) -> Counters:
         thresholds = {**thresholds, summary.optimizer: threshold}
     newest = _take_newest(counters.newest, summary)
     attempt = max(counters.attempt, summary.attempt)
+    counts = add_counts(counters.counts, added)
+    folded = summary.folded + len(added.groups.keys() - counts.groups.keys())
     return replace(
         counters,
-        counts=add_counts(counters.counts, added),
+        counts=counts,
         threshold_changes=counters.threshold_changes + (changes if summary.rank == 0 else 0),
         newest=newest,
         peaks=_add_peak(counters.peaks, summary.peak if summary.rank == 0 else None, at),
         thresholds=thresholds,
         attempt=attempt,
         last_step=max((s.step for s in newest.values() if s.attempt == attempt), default=None),
-        folded=max(counters.folded, summary.folded),
+        folded=max(counters.folded, folded),
     )
 
 
