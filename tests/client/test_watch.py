@@ -336,6 +336,47 @@ def test_nothing_is_kept_alive_after_the_last_reference_is_gone() -> None:
     assert [each() for each in gone] == [None, None, None]
 
 
+def test_a_watch_that_nobody_has_a_name_for_lives_as_long_as_its_optimizer() -> None:
+    model, optimizer = task()
+    alive = weakref.ref(quiet(model, optimizer))
+    gc.collect()
+    assert alive() is not None
+
+
+@pytest.mark.parametrize("watched", ["sparse", "complex"])
+def test_sparse_and_complex_gradients_are_clipped_and_measured(watched: str) -> None:
+    model: nn.Module = nn.Embedding(10, 4, sparse=True)
+    if watched == "complex":
+        model = nn.Linear(4, 4, bias=False, dtype=torch.complex64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = quiet(model, optimizer, clip=gradwatch.clip.value(0.5))
+    if watched == "sparse":
+        model(torch.tensor([1, 1, 2])).sum().backward()
+    else:
+        model(torch.ones(2, 4, dtype=torch.complex64)).abs().sum().backward()
+    optimizer.step()
+    (grad,) = [p.grad for p in model.parameters()]
+    assert grad is not None
+    values = grad.coalesce().values() if grad.is_sparse else torch.view_as_real(grad)
+    assert float(values.abs().max()) == 0.5
+    stats = watch.tracked[0].stats
+    assert watch.health().errors == 0
+    assert stats is not None
+    assert float(stats.max_abs) > 0.5
+
+
+def test_monitoring_a_sparse_gradient_leaves_it_as_it_is() -> None:
+    model = nn.Embedding(10, 4, sparse=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    quiet(model, optimizer)
+    model(torch.tensor([1, 1, 2])).sum().backward()
+    before = model.weight.grad
+    optimizer.step()
+    assert model.weight.grad is before
+    assert before is not None
+    assert not before.is_coalesced()
+
+
 def test_disabled_mode_starts_no_thread_and_writes_no_file(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

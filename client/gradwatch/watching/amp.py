@@ -104,26 +104,39 @@ class ScalerHook:
     Args:
         scaler: A GradScaler, or anything with its ``step``.
         watched: The optimizers whose steps are counted.
+
+    Attributes:
+        inside: Whether a step of this scaler is running.
     """
 
     def __init__(self, scaler: Any, watched: Sequence[Skippable]) -> None:
         self._scaler = scaler
         self._watched = watched
         self._step = scaler.step
+        self.inside = False
         scaler.step = self
 
     def __call__(self, optimizer: object, *args: Any, **kwargs: Any) -> Any:
         """Step as before; when no optimizer hook ran in it, the step was left out."""
         inner = unwrap_optimizer(optimizer)
         before = [(each, each.hook_calls) for each in self._watched if each.optimizer is inner]
-        returned = self._step(optimizer, *args, **kwargs)
+        self.inside = True
+        try:
+            returned = self._step(optimizer, *args, **kwargs)
+        finally:
+            self.inside = False
         for each, calls in before:
             if each.hook_calls == calls:
                 each.skip_step()
         return returned
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return MethodType, (type(self._scaler).step, self._scaler)
+        return _plain_step, (self._scaler,)
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether the scaler does anything at all."""
+        return bool(getattr(self._scaler, "_enabled", True))
 
     def scale(self) -> Tensor | None:
         """Return the scale now, on its device; None before the first ``scale()`` or when disabled."""
@@ -135,3 +148,8 @@ class ScalerHook:
         self._watched = ()
         if self._scaler.__dict__.get("step") is self:
             del self._scaler.step
+
+
+def _plain_step(scaler: Any) -> MethodType:
+    """Return the method that a scaler has without a hook."""
+    return MethodType(type(scaler).step, scaler)

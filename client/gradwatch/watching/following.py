@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradwatch.advice import Advice, accept
-from gradwatch.clipper import Clipper
-from gradwatch.policies import Norm, Policy, Recommended, Value, walk
+from gradwatch.clipping.clipper import Clipper
+from gradwatch.clipping.policies import Norm, Policy, Recommended, Value, walk
 
 __all__ = ["Following", "recommended_part"]
 

@@ -137,9 +137,15 @@ class Layout:
                 self._place(name, parameter)
         return len(self.tensors) > before
 
-    def gradients(self) -> list[Tensor | None]:
-        """Return every watched gradient in order; None where there is none this time."""
-        return [parameter.grad for parameter in self.parameters]
+    def gradients(self, *, changes: bool = True) -> list[Tensor | None]:
+        """Return every watched gradient in order; None where there is none this time.
+
+        Sparse gradients come coalesced, since the same element may be listed several times before.
+
+        Args:
+            changes: Whether the gradients will be changed; then the coalesced ones replace theirs.
+        """
+        return [_gradient(parameter, changes=changes) for parameter in self.parameters]
 
     def _wants(self, name: str) -> bool:
         return (self.include is None or _matches(name, self.include)) and not (
@@ -157,7 +163,7 @@ class Layout:
         self.tensors.append(
             TensorInfo(
                 name=name,
-                shape=tuple(parameter.shape),
+                shape=_shape(parameter),
                 dtype=str(parameter.dtype).removeprefix("torch."),
                 group=self._group(name),
             )
@@ -168,7 +174,7 @@ class Layout:
         candidate, number = name, 2
         while (row := self._rows.get(candidate)) is not None:
             known, info = self.parameters[row], self.tensors[row]
-            same = info.shape == tuple(parameter.shape)
+            same = info.shape == _shape(parameter)
             # Two live parameters of one name (no model given) must not share a row.
             if known is parameter or (same and not any(known is p for p in self._seen)):
                 return candidate, row
@@ -180,6 +186,20 @@ class Layout:
             if fnmatchcase(name, pattern):
                 return group
         return default_group(name)
+
+
+def _gradient(parameter: Tensor, *, changes: bool) -> Tensor | None:
+    grad = parameter.grad
+    if grad is not None and grad.is_sparse and not grad.is_coalesced():
+        grad = grad.coalesce()
+        if changes:
+            parameter.grad = grad
+    return grad
+
+
+def _shape(parameter: Tensor) -> tuple[int, ...]:
+    """Return the shape that is reported: a complex number counts as two, real and imaginary part."""
+    return (*parameter.shape, 2) if parameter.is_complex() else tuple(parameter.shape)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

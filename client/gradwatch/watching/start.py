@@ -10,11 +10,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gradwatch import shutdown
-from gradwatch.clipper import Clipper
+from gradwatch.clipping.clipper import Clipper
+from gradwatch.clipping.policies import Norm, Policy, Value, as_policy, policy_to_json
 from gradwatch.console import LogOnce
 from gradwatch.errors import WatchError
 from gradwatch.identity import Identity, identify
-from gradwatch.policies import Norm, Policy, Value, as_policy, policy_to_json
 from gradwatch.reporting.reporter import Reporter
 from gradwatch.settings import Settings, resolve
 from gradwatch.version import __version__
@@ -159,7 +159,8 @@ def watch(
     for each in tracked:
         each.following = _following(policy, each.clipper, made.outlet, log)
         _attach(made, each)
-    made.use_scaler(scaler if scaler is not None else _visible_scaler(optimizer))
+    if (loops := scaler if scaler is not None else _visible_scaler(optimizer)) is not None:
+        made.use_scaler(loops)
     shutdown.register(made)
     return made
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch.optim import Optimizer
 
-from gradwatch.clipper import Clipper
+from gradwatch.clipping.clipper import Clipper
 from gradwatch.console import LogOnce
 from gradwatch.reporting.sample import Sample
 from gradwatch.scalars import Scalar
@@ -49,6 +49,7 @@ class Tracked:
         outlet: Takes the samples; None on ranks and in modes that report nothing.
         following: Moves the threshold at step boundaries, where the policy follows the service.
         grad_scale: Reads the loop's loss scale, where there is one.
+        at_first_step: Called once, inside the first step that the hook sees.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Tracked:
     outlet: SampleSink | None = None
     following: Following | None = None
     grad_scale: Callable[[], Scalar | None] | None = None
+    at_first_step: Callable[["Tracked"], None] | None = None
     hook: StepHook | None = None
     step: int = 0
     errors: int = 0
@@ -75,6 +77,8 @@ class Tracked:
     def on_gradients(self, optimizer: Optimizer, evaluation: int | None) -> None:  # noqa: ARG002 - the Listener's form
         """Clip and measure what is in ``.grad`` now. Never raises."""
         self.hook_calls += 1
+        if self.hook_calls == 1:
+            self._first_call()
         if not self.explicit:  # else watch.step() has already dealt with these gradients
             self.take_step(evaluation)
 
@@ -178,7 +182,8 @@ class Tracked:
             take_over_unscaling_(self.optimizer, inverse)
         if self.following is not None:
             self.following(number)
-        stats = self.clipper.clip_(self.layout.gradients(), self.layout.parameters, number)
+        grads = self.layout.gradients(changes=changes)
+        stats = self.clipper.clip_(grads, self.layout.parameters, number)
         if inverse is not None and not changes:
             rescale_(stats, inverse)
         self._extra = {}
@@ -207,6 +212,16 @@ class Tracked:
             self._waiting = sample
         else:
             self.outlet.put(sample)
+
+    def _first_call(self) -> None:
+        try:
+            if self.at_first_step is not None:
+                self.at_first_step(self)
+        except Exception as error:  # noqa: BLE001 - nothing may reach the training loop
+            self.errors += 1
+            self.log(
+                f"first {self.name}", f"looking for a GradScaler failed: {error!r}", error=error
+            )
 
     def _hand_over(self, sample: Sample) -> None:
         try:

@@ -15,7 +15,7 @@ from gradwatch.identity import Identity
 from gradwatch.reporting.reporter import Health as Delivery
 from gradwatch.scalars import accept
 from gradwatch.settings import Settings
-from gradwatch.watching.amp import ScalerHook
+from gradwatch.watching.amp import ScalerHook, scaler_around
 from gradwatch.watching.outlet import Outlet
 from gradwatch.watching.summary import Latest, Summary
 from gradwatch.watching.tracked import Tracked
@@ -78,6 +78,8 @@ class Watch:
             finalize(self, self.outlet.close, "completed", 1.0)
         for tracked in self.tracked:
             tracked.outlet = self.outlet
+            # Also what keeps a Watch alive that nobody has a name for.
+            tracked.at_first_step = self._look_for_scaler
             if self.outlet is not None:
                 self.outlet.announce(tracked)
 
@@ -260,18 +262,30 @@ class Watch:
 
     def use_scaler(self, scaler: Any) -> None:
         """Count the steps this GradScaler leaves out, and report its scale."""
-        if scaler is None:
-            return
         if not callable(getattr(scaler, "step", None)):
             self.log_once(
                 "scaler",
-                f"watch(scaler={type(scaler).__name__}): not a GradScaler, it has no step(); skipped "
-                "steps are not counted.",
+                f"watch(scaler={type(scaler).__name__}): not a GradScaler, it has no step(); steps "
+                "that are left out will not be counted.",
             )
             return
         self._scaler = ScalerHook(scaler, self.tracked)
         for tracked in self.tracked:
             tracked.grad_scale = self._scaler.scale
+
+    def _look_for_scaler(self, tracked: Tracked) -> None:
+        """Find the loop's GradScaler inside the first step; say so when another one was given."""
+        around = scaler_around()
+        if self._scaler is None:
+            if around is not None and around.is_enabled():
+                self.use_scaler(around)
+        elif not self._scaler.inside and self._scaler.is_enabled:
+            self.log_once(
+                "scaler",
+                f"watch(scaler=...): optimizer {tracked.name!r} is stepped without this scaler, so "
+                "steps that another one leaves out cannot be counted; pass the scaler whose step() "
+                "the loop calls.",
+            )
 
     def _on_read(self, summary: Summary) -> None:
         if self.stop_after is not None and summary.nonfinite_in_a_row >= self.stop_after:
