@@ -12,11 +12,12 @@ from torch import Tensor
 
 from gradwatch.console import LogOnce
 from gradwatch.reporting.backlog import Backlog
-from gradwatch.reporting.courier import Courier
+from gradwatch.reporting.batching import Batching
 from gradwatch.reporting.delivery import Delivery, Layout
-from gradwatch.reporting.gathering import Gathering
-from gradwatch.reporting.handover import Handover
+from gradwatch.reporting.incidents import Incidents
+from gradwatch.reporting.outbox import Outbox
 from gradwatch.reporting.sample import Sample
+from gradwatch.reporting.sender import Sender
 from gradwatch.reporting.verdict import Action, Verdict
 
 __all__ = ["Background", "Introduction", "Request"]
@@ -66,11 +67,13 @@ class Background:
 
     Args:
         rank: Whose samples these are.
-        handover: Where they come from.
+        outbox: Where they come from.
         backlog: Where deliveries wait.
-        courier: Brings them to the service; None when they are only kept.
+        sender: Brings them to the service; None when they are only kept.
 
     Attributes:
+        callbacks: Whom to tell.
+        incidents: Asked about after deliveries, when somebody wants to know.
         sent: Deliveries and steps that were acknowledged.
         dropped: Steps that were dropped, by reason.
         recommendation: The newest one that came with an answer.
@@ -79,12 +82,10 @@ class Background:
         fault: The last fault of our own.
     """
 
-    def __init__(
-        self, rank: int, handover: Handover, backlog: Backlog, courier: Courier | None
-    ) -> None:
+    def __init__(self, rank: int, outbox: Outbox, backlog: Backlog, sender: Sender | None) -> None:
         self._rank = rank
-        self._handover = handover
-        self._courier = courier
+        self._outbox = outbox
+        self._sender = sender
         self._flushes: list[Request] = []
         self._faults = 0
         self._quiet_until = -math.inf
@@ -92,8 +93,9 @@ class Background:
         self._log_once = LogOnce()
         self._started = False
         self.backlog = backlog
-        self.gathering = Gathering(rank, self._tell_read)
+        self.batching = Batching(rank, self._tell_read)
         self.callbacks = Callbacks()
+        self.incidents: Incidents | None = None
         self.sent: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
         self.recommendation: Mapping[str, Any] | None = None
@@ -112,7 +114,7 @@ class Background:
             request.done.set()
 
     def _turn(self) -> None:
-        for item in self._handover.take(self._idle_seconds()):
+        for item in self._outbox.take(self._idle_seconds()):
             if isinstance(item, Sample):
                 self._read(item)
             elif isinstance(item, Introduction):
@@ -120,34 +122,34 @@ class Background:
             elif item.status is None:
                 self._collect(everything=True)
                 self._flushes.append(item)
-                if self._courier is not None:
-                    self._courier.hurry()
+                if self._sender is not None:
+                    self._sender.hurry()
             else:
                 self._finish(item)
                 return
         self._collect()
         self._send_one()
         self._answer_flushes()
-        self.pending_steps = self.gathering.steps + self.backlog.steps
+        self.pending_steps = self.batching.steps + self.backlog.steps
 
     def _idle_seconds(self) -> float | None:
         """How long nothing is to be done unless something comes; None: for ever."""
         now = time.monotonic()
-        moments = [self.gathering.due() - now]
-        if self._courier is not None and (self._owes() or self.backlog.head() is not None):
-            moments.append(self._courier.ready_in())
+        moments = [self.batching.due() - now]
+        if self._sender is not None and (self._owes() or self.backlog.head() is not None):
+            moments.append(self._sender.ready_in())
         moments += [request.deadline - now for request in self._flushes]
         soonest = min(moments)
         return None if soonest == math.inf else max(0.0, soonest)
 
     def _owes(self) -> bool:
-        return self._courier is not None and not self._courier.announced
+        return self._sender is not None and not self._sender.announced
 
     def _introduce(self, item: Introduction) -> None:
-        self.gathering.introduce(item.optimizer, item.layout)
+        self.batching.introduce(item.optimizer, item.layout)
         self.backlog.introduce(item.layout.manifest)
-        if self._courier is not None:
-            self._courier.introduce(item.layout.manifest)
+        if self._sender is not None:
+            self._sender.introduce(item.layout.manifest)
         else:
             self._tell_start(reached=False, why="offline")
 
@@ -155,38 +157,38 @@ class Background:
         now = time.monotonic()
         wanted = now >= self._quiet_until and sample.step % self._every == 0
         try:
-            self.gathering.read(sample, self._handover.read(sample), now, wanted=wanted)
+            self.batching.read(sample, self._outbox.read(sample), now, wanted=wanted)
         except Exception as error:  # noqa: BLE001 - one bad sample must not take the others along
             self._note_fault(error)
             self._drop("internal", 1)
 
     def _collect(self, *, everything: bool = False) -> None:
-        overflow = self._handover.new_overflow()
+        overflow = self._outbox.new_overflow()
         if overflow:
             self._drop("queue_full", overflow)
         if self.backlog.full:
-            self.dropped["buffer_full"] += self.gathering.discard("buffer_full")
+            self.dropped["buffer_full"] += self.batching.discard("buffer_full")
             return
-        for delivery in self.gathering.deliveries(time.monotonic(), everything=everything):
+        for delivery in self.batching.deliveries(time.monotonic(), everything=everything):
             self.dropped.update(self.backlog.append(delivery))
 
     def _drop(self, reason: str, steps: int) -> None:
         """Count steps that are in no delivery; the next one tells of them."""
-        self.gathering.dropped[reason] += steps
+        self.batching.dropped[reason] += steps
         self.dropped[reason] += steps
 
     def _send_one(self) -> None:
-        courier = self._courier
-        if courier is None or courier.ready_in() > 0:
+        sender = self._sender
+        if sender is None or sender.ready_in() > 0:
             return
         head = self.backlog.head()
         if head is not None:
-            self._settle(head, courier.deliver(head))
-        elif not courier.announced:
-            courier.announce()
-            if not courier.reached:
+            self._settle(head, sender.deliver(head))
+        elif not sender.announced:
+            sender.announce()
+            if not sender.reached:
                 self.dropped.update(self.backlog.retreat())
-        self._tell_start(reached=courier.reached, why=courier.last_error or "")
+        self._tell_start(reached=sender.reached, why=sender.last_error or "")
 
     def _settle(self, delivery: Delivery, verdict: Verdict) -> None:
         if verdict.action is Action.DONE:
@@ -216,12 +218,14 @@ class Background:
             self._every = min(every, _MOST_EVERY)
         if self.callbacks.answer is not None:
             self.callbacks.answer(answer)
+        if self.incidents is not None:
+            self.incidents.ask(time.monotonic())
 
     def _answer_flushes(self) -> None:
         if not self._flushes:
             return
-        settled = self.backlog.head() is None or self._courier is None
-        hopeless = self._courier is not None and self._courier.stopped is not None
+        settled = self.backlog.head() is None or self._sender is None
+        hopeless = self._sender is not None and self._sender.stopped is not None
         now = time.monotonic()
         for request in list(self._flushes):
             if settled or hopeless or now >= request.deadline:
@@ -234,13 +238,15 @@ class Background:
         status = request.status or "completed"
         try:
             self._collect(everything=True)
-            # The other ranks may still be at work: only the first speaks for a good end.
-            told = self._rank > 0 and status == "completed"
-            if self._courier is not None:
-                self._last_sending(self._courier, request.deadline)
+            # The other ranks may still be at work: only the first speaks for the run.
+            told = self._rank > 0
+            if self._sender is not None:
+                self._last_sending(self._sender, request.deadline)
                 request.delivered = self.backlog.head() is None
                 last = min(request.deadline, time.monotonic() + _FINISH_SECONDS)
-                told = told or self._courier.finish(status, until=last)
+                told = told or self._sender.finish(status, until=last)
+                if self.incidents is not None and self._sender.reached:
+                    self.incidents.ask(math.inf)
             self.dropped.update(self.backlog.retreat())
             if self.backlog.spool is not None and not told:
                 self.backlog.spool.finish(status)
@@ -251,24 +257,24 @@ class Background:
             request.done.set()
 
     def _put_away(self) -> None:
-        if self._courier is not None:
-            self._courier.close()
+        if self._sender is not None:
+            self._sender.close()
         if self.backlog.spool is not None:
             self.backlog.spool.close()
 
-    def _last_sending(self, courier: Courier, deadline: float) -> None:
-        courier.limit(deadline)
-        courier.hurry()
+    def _last_sending(self, sender: Sender, deadline: float) -> None:
+        sender.limit(deadline)
+        sender.hurry()
         failures = 0
         # The second failure in a row is the service's, not a connection's that had gone stale.
-        while failures < 2 and courier.stopped is None and time.monotonic() < deadline:
+        while failures < 2 and sender.stopped is None and time.monotonic() < deadline:
             head = self.backlog.head()
             if head is None:
                 return
-            verdict = courier.deliver(head)
+            verdict = sender.deliver(head)
             self._settle(head, verdict)
             failures = failures + 1 if verdict.action is Action.RETRY else 0
-        self._tell_start(reached=courier.reached, why=courier.last_error or "")
+        self._tell_start(reached=sender.reached, why=sender.last_error or "")
 
     def _tell_start(self, *, reached: bool, why: str) -> None:
         if not self._started and self.callbacks.start is not None:

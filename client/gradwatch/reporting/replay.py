@@ -12,10 +12,10 @@ from typing import Any
 
 from gradwatch.identity import Identity
 from gradwatch.reporting import frames
-from gradwatch.reporting.courier import Courier
+from gradwatch.reporting.backoff import Backoff
 from gradwatch.reporting.delivery import Delivery, emptied, read_delivery
 from gradwatch.reporting.disk import LOCK_NAME, try_lock
-from gradwatch.reporting.pace import Pace
+from gradwatch.reporting.sender import Sender
 from gradwatch.reporting.transport import Transport
 from gradwatch.reporting.verdict import Action
 from gradwatch_wire import Manifest
@@ -82,7 +82,7 @@ def replay(
     connect: Callable[[], Transport],
     *,
     keep: bool = False,
-    pace: Pace | None = None,
+    backoff: Backoff | None = None,
     patience: int = 5,
     on_delivery: Callable[[], None] = lambda: None,
 ) -> Replayed:
@@ -92,7 +92,7 @@ def replay(
         spool: Which.
         connect: Makes what asks the service.
         keep: Whether to delete nothing.
-        pace: How long to wait after a failure.
+        backoff: How long to wait after a failure.
         patience: Failures in a row after which to give up.
         on_delivery: Called after each delivery.
 
@@ -107,15 +107,15 @@ def replay(
         return outcome
     try:
         identity = Identity(run=spool.run, session=spool.session, rank=spool.rank)
-        courier = Courier(connect, identity, pace or Pace(patience=patience + 1))
+        sender = Sender(connect, identity, backoff or Backoff(patience=patience + 1))
         for path in sorted(spool.folder.glob("*.gw")):
-            progress = _Progress(courier, outcome, spool.rank, patience, on_delivery)
+            progress = _Progress(sender, outcome, spool.rank, patience, on_delivery)
             if not progress.bring_segment(path):
-                outcome.why = courier.stopped or courier.last_error or "no answer"
+                outcome.why = sender.stopped or sender.last_error or "no answer"
                 break
             if not keep:
                 path.unlink()
-        courier.close()
+        sender.close()
     finally:
         os.close(lock)
     _tidy(spool.folder)
@@ -124,7 +124,7 @@ def replay(
 
 @dataclass(frozen=True, slots=True)
 class _Progress:
-    courier: Courier
+    sender: Sender
     outcome: Replayed
     rank: int
     patience: int
@@ -134,7 +134,7 @@ class _Progress:
         """Bring one segment to the service; whether all of it is done with."""
         for frame in _frames(path):
             if frame.kind == frames.MANIFEST:
-                self.courier.introduce(Manifest.from_json(json.loads(frame.body)))
+                self.sender.introduce(Manifest.from_json(json.loads(frame.body)))
             elif frame.kind == frames.FINISH:
                 if not self._finish(json.loads(frame.body)["status"]):
                     return False
@@ -146,15 +146,15 @@ class _Progress:
         return True
 
     def _finish(self, status: str) -> bool:
-        finished = self.courier.finish(status, until=time.monotonic() + FINISH_SECONDS)
-        self.courier.limit(float("inf"))
+        finished = self.sender.finish(status, until=time.monotonic() + FINISH_SECONDS)
+        self.sender.limit(float("inf"))
         return finished
 
     def _bring(self, delivery: Delivery) -> bool:
         failures = 0
-        while self.courier.stopped is None and failures < self.patience:
-            time.sleep(min(self.courier.ready_in(), 60.0))
-            verdict = self.courier.deliver(delivery)
+        while self.sender.stopped is None and failures < self.patience:
+            time.sleep(min(self.sender.ready_in(), 60.0))
+            verdict = self.sender.deliver(delivery)
             if verdict.action is Action.DONE:
                 self.outcome.delivered += 1
                 return True

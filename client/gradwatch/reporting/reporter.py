@@ -15,12 +15,13 @@ from torch import Tensor
 from gradwatch.identity import Identity
 from gradwatch.reporting.background import Background, Introduction, Request
 from gradwatch.reporting.backlog import Backlog
-from gradwatch.reporting.courier import Courier
+from gradwatch.reporting.backoff import Backoff
 from gradwatch.reporting.delivery import Layout
-from gradwatch.reporting.handover import Handover
-from gradwatch.reporting.pace import Pace
+from gradwatch.reporting.incidents import Incidents
+from gradwatch.reporting.outbox import Outbox
 from gradwatch.reporting.packing import Packer
 from gradwatch.reporting.sample import Sample
+from gradwatch.reporting.sender import Sender
 from gradwatch.reporting.spool import Spool
 from gradwatch.reporting.transport import HttpTransport, Transport
 from gradwatch.settings import Settings
@@ -71,7 +72,7 @@ class Reporter:
     Args:
         settings: Address, token, mode, limits.
         identity: Run, session and rank.
-        pace: How long to leave a failing service alone.
+        backoff: How long to leave a failing service alone.
         transport: What asks the service, made on the thread; None: HTTP.
     """
 
@@ -80,19 +81,19 @@ class Reporter:
         settings: Settings,
         identity: Identity,
         *,
-        pace: Pace | None = None,
+        backoff: Backoff | None = None,
         transport: Callable[[], Transport] | None = None,
     ) -> None:
         self._settings = settings
-        self._handover = Handover()
-        self._courier = None
+        self._outbox = Outbox()
+        self._sender = None
         if settings.mode == "online":
-            self._courier = Courier(transport or self._http, identity, pace or Pace())
+            self._sender = Sender(transport or self._http, identity, backoff or Backoff())
         spool = Spool(settings.directory, identity) if settings.spool else None
         backlog = Backlog(identity.rank, spool)
-        if self._courier is None:
+        if self._sender is None:
             backlog.retreat()
-        self._background = Background(identity.rank, self._handover, backlog, self._courier)
+        self._background = Background(identity.rank, self._outbox, backlog, self._sender)
         self._thread: threading.Thread | None = None
         self._deaf = False
         _living.add(self)
@@ -106,7 +107,7 @@ class Reporter:
             columns: Names of the rows of its statistics.
         """
         layout = Layout(manifest, manifest.hash, Packer(columns, manifest))
-        self._handover.ask(Introduction(optimizer, layout))
+        self._outbox.ask(Introduction(optimizer, layout))
         if self._thread is None and not self._deaf:
             thread = threading.Thread(target=self._background.run, name="gradwatch", daemon=True)
             with suppress(RuntimeError):  # the interpreter is shutting down: no more threads
@@ -116,7 +117,7 @@ class Reporter:
     def put(self, sample: Sample) -> None:
         """Hand a sample over, or drop and count it where there is no room. Never waits."""
         if not self._deaf:
-            self._handover.put(sample)
+            self._outbox.put(sample)
 
     def flush(self, timeout: float) -> bool:
         """Wait until everything put so far is acknowledged (in mode offline: is in the spool).
@@ -130,7 +131,7 @@ class Reporter:
         if self._deaf or not self._alive:
             return self._background.backlog.head() is None
         request = Request(None, time.monotonic() + timeout)
-        self._handover.ask(request)
+        self._outbox.ask(request)
         request.done.wait(timeout)
         return request.delivered
 
@@ -149,10 +150,10 @@ class Reporter:
             return self._background.backlog.head() is None
         reserve = min(_RESERVE_SECONDS, timeout / 2)
         request = Request(status, time.monotonic() + timeout - reserve)
-        self._handover.ask(request)
+        self._outbox.ask(request)
         if not request.done.wait(timeout - reserve):
-            if self._courier is not None:
-                self._courier.abort()
+            if self._sender is not None:
+                self._sender.abort()
             request.done.wait(reserve)
         return request.delivered
 
@@ -165,8 +166,8 @@ class Reporter:
             sent_steps=work.sent["steps"],
             pending_steps=work.pending_steps,
             spooled_deliveries=work.backlog.spooled,
-            dropped={**work.dropped, **_some("queue_full", self._handover.overflow)},
-            last_error=(self._courier and self._courier.last_error) or work.fault,
+            dropped={**work.dropped, **_some("queue_full", self._outbox.overflow)},
+            last_error=(self._sender and self._sender.last_error) or work.fault,
             spool=None if work.backlog.spool is None else work.backlog.spool.folder,
         )
 
@@ -187,6 +188,11 @@ class Reporter:
         """Call back with every answer to a delivery."""
         self._background.callbacks.answer = callback
 
+    def on_incident(self, callback: Callable[[dict[str, Any]], None]) -> None:
+        """Call back once for every incident the service opens, soon after it did."""
+        if self._sender is not None:
+            self._background.incidents = Incidents(self._sender, callback)
+
     @property
     def _alive(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
@@ -194,7 +200,7 @@ class Reporter:
     def _state(self) -> str:
         if self._deaf or self._background.ended:
             return "closed"
-        return "offline" if self._courier is None else self._courier.state
+        return "offline" if self._sender is None else self._sender.state
 
     def _http(self) -> Transport:
         settings = self._settings

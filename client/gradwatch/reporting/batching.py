@@ -11,7 +11,7 @@ from gradwatch import scalars
 from gradwatch.reporting.delivery import Batch, Delivery, Layout
 from gradwatch.reporting.sample import Sample
 
-__all__ = ["Gathering"]
+__all__ = ["Batching"]
 
 # log() comes after the step whose hook has handed over the sample: the newest one is kept back for
 # a moment so that its loss still travels with it.
@@ -31,7 +31,7 @@ class _Held:
     urgent: bool
 
 
-class Gathering:
+class Batching:
     """Everything between the queue and the backlog. Belongs to the background thread; no clock.
 
     Args:

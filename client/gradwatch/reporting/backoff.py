@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-__all__ = ["Pace"]
+__all__ = ["Backoff"]
 
 MAX_RETRY_AFTER_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class Backoff:
     """How long to leave a failing service alone.
 
     Full jitter, so that a thousand jobs do not come back in the same second; after a few failures in
@@ -37,22 +37,24 @@ class Pace:
         """Whether the circuit is open."""
         return self.failures >= self.patience
 
-    def succeeded(self) -> "Pace":
+    def succeeded(self) -> "Backoff":
         """After an answer."""
         return self if self.failures == 0 else replace(self, failures=0)
 
-    def failed(self, chance: Callable[[], float], retry_after: float = 0.0) -> tuple["Pace", float]:
-        """After a failure: the new pace, and how many seconds to wait.
+    def failed(
+        self, chance: Callable[[], float], retry_after: float = 0.0
+    ) -> tuple["Backoff", float]:
+        """After a failure: the new backoff, and how many seconds to wait.
 
         Args:
             chance: Gives a number in [0, 1).
             retry_after: What the service asked for, in seconds: a minimum, itself bounded, so that
                 no answer can silence a client for good.
         """
-        pace = replace(self, failures=self.failures + 1)
-        if pace.open:
+        backoff = replace(self, failures=self.failures + 1)
+        if backoff.open:
             low, high = self.probe
             wait = low + (high - low) * chance()
         else:
             wait = min(self.most, self.first * 2**self.failures) * chance()
-        return pace, max(wait, min(retry_after, MAX_RETRY_AFTER_SECONDS))
+        return backoff, max(wait, min(retry_after, MAX_RETRY_AFTER_SECONDS))

@@ -6,24 +6,24 @@ import time
 from collections.abc import Callable
 
 from gradwatch.identity import Identity
+from gradwatch.reporting.backoff import Backoff
 from gradwatch.reporting.delivery import Delivery, readdressed
-from gradwatch.reporting.pace import Pace
 from gradwatch.reporting.transport import Response, Transport, TransportError
 from gradwatch.reporting.verdict import Action, Verdict, judge_registration, judge_report
 from gradwatch_wire import CONTENT_TYPE, Manifest
 
-__all__ = ["Courier"]
+__all__ = ["Sender"]
 
 _JSON = "application/json"
 
 
-class Courier:
+class Sender:
     """One rank's way to the service.
 
     Args:
         connect: Makes what asks the service; called with the first request.
         identity: Whose deliveries these are.
-        pace: How long to leave a failing service alone.
+        backoff: How long to leave a failing service alone.
         chance: Gives a number in [0, 1).
 
     Attributes:
@@ -36,13 +36,13 @@ class Courier:
         self,
         connect: Callable[[], Transport],
         identity: Identity,
-        pace: Pace,
+        backoff: Backoff,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._connect = connect
         self._transport: Transport | None = None
         self._identity = identity
-        self._pace = pace
+        self._backoff = backoff
         self._chance = chance
         self._manifests: dict[str, Manifest] = {}
         self._registered: set[str] = set()
@@ -65,7 +65,7 @@ class Courier:
         return max(0.0, self._not_before - time.monotonic())
 
     def hurry(self) -> None:
-        """Make the next request at once, whatever the pace says."""
+        """Make the next request at once, whatever the backoff says."""
         self._not_before = 0.0
 
     @property
@@ -119,6 +119,15 @@ class Courier:
             self.last_error = str(error)
             return False
         return answer.status in {200, 202}
+
+    def fetch(self, rest: str) -> bytes:
+        """What the service answers to a question about the run; empty when it does not."""
+        try:
+            answer = self._request("GET", rest, b"", _JSON)
+        except TransportError as error:
+            self.last_error = str(error)
+            return b""
+        return answer.body if answer.status == 200 else b""
 
     def limit(self, at: float) -> None:
         """From now on let no request last beyond this moment, in monotonic seconds."""
@@ -185,13 +194,13 @@ class Courier:
         """Keep count of failures, which decides when the next request may be made."""
         self.reached = verdict.action in {Action.DONE, Action.DROP}
         if self.reached:
-            self._pace = self._pace.succeeded()
+            self._backoff = self._backoff.succeeded()
             self._not_before = 0.0
         if verdict.why:
             self.last_error = verdict.why
         if verdict.action is Action.STOP:
             self.stopped = verdict.why
         if verdict.action is Action.RETRY:
-            self._pace, wait = self._pace.failed(self._chance, verdict.retry_after)
+            self._backoff, wait = self._backoff.failed(self._chance, verdict.retry_after)
             self._not_before = time.monotonic() + wait
         return verdict

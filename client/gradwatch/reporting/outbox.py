@@ -9,13 +9,13 @@ from torch import Tensor
 from gradwatch.reporting.sample import Sample
 from gradwatch.reporting.slots import HostSlots
 
-__all__ = ["Handover"]
+__all__ = ["Outbox"]
 
 MAX_SAMPLES = 2048
 MAX_BYTES = 32 * 2**20
 
 
-class Handover:
+class Outbox:
     """A queue with room for a fixed number of samples and bytes; what finds no room is counted.
 
     Each counter has one writer, so that none needs a lock.
