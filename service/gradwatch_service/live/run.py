@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from gradwatch_service.live.counters import EMPTY, PEAK_SECONDS, PEAK_SPAN_SECONDS, Counters
 from gradwatch_service.analysis.run_state import run_state
+from gradwatch_service.live.counters import EMPTY, PEAK_SECONDS, PEAK_SPAN_SECONDS, Counters
 
 __all__ = ["Analysed", "LiveRun", "Onset", "RunInfo", "finite"]
 
