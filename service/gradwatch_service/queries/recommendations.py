@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gradwatch_service.detectors.base import RunContext
-from gradwatch_service.queries.reading import blocks, select
+from gradwatch_service.measures import nonfinite_count
+from gradwatch_service.queries.histograms import magnitude_history
+from gradwatch_service.queries.memo import Memo
+from gradwatch_service.queries.reading import Selection, blocks, select
 from gradwatch_service.recommenders.answer import answer_norm
-from gradwatch_service.recommenders.base import Asked
-from gradwatch_service.recommenders.norm import NormRecommender, NormState, initial_state
+from gradwatch_service.recommenders.base import STATUSES, Asked
+from gradwatch_service.recommenders.elementwise import MagnitudeHistory, answer_value
+from gradwatch_service.recommenders.norm import (
+    FLOOD_WINDOW,
+    NormRecommender,
+    NormState,
+    initial_state,
+)
+from gradwatch_service.recommenders.ratio import answer_ratio, ratios
+from gradwatch_service.recommenders.tensors import TENSOR_STEPS, answer_tensors
+from gradwatch_service.rows import StepRows
 from gradwatch_service.store.base import RunRecord, Store
 from gradwatch_service.wiring import Service
 
-__all__ = ["Evidence", "norm_recommendation", "run_evidence"]
+__all__ = ["POLICIES", "Policy", "recommendation"]
+
+Policy = Literal["norm", "value", "per_tensor", "agc"]
+POLICIES: tuple[Policy, ...] = ("norm", "value", "per_tensor", "agc")
+Floats = NDArray[np.float64]
 
 # Steps replayed for a run that analysis no longer holds in memory. Over that many the threshold
 # could have risen 60-fold, so what came before hardly ever still holds it down.
 REPLAY_STEPS = 4096
+RATIO_STEPS = 640
 # A recommendation must not lag behind what its asker has just been told is stored.
 CATCH_UP_SECONDS = 0.25
 STALE_SECONDS = 300.0
+
+# One memory per store, gone with it: a service is built around exactly one.
+_memos: weakref.WeakKeyDictionary[Store, Memo[Any]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,58 +55,78 @@ class Evidence:
     context: RunContext
 
 
-def run_evidence(service: Service, record: RunRecord, *, optimizer: str | None = None) -> Evidence:
-    """The norm rule's state after everything stored of the run, or nearly everything.
+def recommendation(
+    service: Service,
+    record: RunRecord,
+    policy: Policy,
+    asked: Asked,
+    *,
+    optimizer: str | None = None,
+    removed_energy: float = 0.01,
+    now: float,
+) -> dict[str, Any]:
+    """The answer of ``GET /runs/{run}/recommendation``.
+
+    Args:
+        service: The service.
+        record: The run.
+        policy: What kind of limit is asked for.
+        asked: Preference and bounds.
+        optimizer: The optimizer asked for; None: ``default`` or the first.
+        removed_energy: For ``value``: share of the energy that clipping may remove.
+        now: Server clock, Unix seconds.
 
     Raises:
         ServiceError: 422, no such optimizer.
     """
+    incident = _incident(service, record.run)
+    stale = _stale(record, now)
+    if policy == "norm":
+        evidence = _norm_evidence(service, record, optimizer)
+        given = answer_norm(
+            evidence.state, asked, context=evidence.context, incident=incident, stale=stale
+        )
+        return given | {"run": record.run}
+    store = service.store
+    found = select(store, record.run, optimizer=optimizer)
+    if policy == "value":
+        given = _value(store, record, found, asked, removed_energy)
+    else:
+        make = _tensors if policy == "per_tensor" else _ratio
+        key = (policy, record.run, optimizer, asked)
+        given = _memo(store).get(key, record.revision, lambda: make(store, found, asked))
+    return _overlaid(given | {"run": record.run}, incident=incident, stale=stale)
+
+
+def _norm_evidence(service: Service, record: RunRecord, optimizer: str | None) -> Evidence:
     if optimizer is None:
         service.analyser.wait(record.run, CATCH_UP_SECONDS)
         held = service.analyser.recommender_state(record.run)
         if held is not None:
             return Evidence(held[0], held[1])
-    return _replayed(service.store, record, optimizer)
-
-
-def norm_recommendation(
-    service: Service, record: RunRecord, asked: Asked, *, optimizer: str | None, now: float
-) -> dict[str, Any]:
-    """The answer to ``policy=norm`` for a stored run.
-
-    Args:
-        service: The service.
-        record: The run.
-        asked: Preference and bounds.
-        optimizer: The optimizer asked for; None: ``default`` or the first.
-        now: Server clock, Unix seconds.
-    """
-    evidence = run_evidence(service, record, optimizer=optimizer)
-    last = record.last_report_at
-    given = answer_norm(
-        evidence.state,
-        asked,
-        context=evidence.context,
-        incident=_incident(service, record.run),
-        stale=record.status is None and last is not None and now - last > STALE_SECONDS,
+    found = select(service.store, record.run, optimizer=optimizer)
+    replayed: Evidence = _memo(service.store).get(
+        ("replay", record.run, optimizer),
+        record.revision,
+        lambda: _replayed(service.store, found),
     )
-    return given | {"run": record.run}
+    return replayed
 
 
-def _incident(service: Service, run: str) -> bool:
-    """Whether something worse than a remark is open; an ``info`` incident holds nothing back."""
-    return any(i["severity"] != "info" for i in service.analyser.open_incidents(run))
-
-
-def _replayed(store: Store, record: RunRecord, optimizer: str | None) -> Evidence:
-    found = select(store, record.run, optimizer=optimizer)
+def _replayed(store: Store, found: Selection) -> Evidence:
     rule, state = NormRecommender(), initial_state()
-    context = RunContext(record.run, optimizer=found.optimizer or "default")
-    if found.last_step is None:
-        return Evidence(state, context)
+    start = max(0, (found.last_step or 0) - REPLAY_STEPS + 1)
+    for rows in blocks(store, found, start=start, columns=("norm", "nonfinite_count")):
+        state, _ = rule.advance(state, rows)
+    return Evidence(state, _context(found))
+
+
+def _context(found: Selection) -> RunContext:
+    if not found.streams:
+        return RunContext(found.run)
     stream = found.streams[-1]
-    context = RunContext(
-        record.run,
+    return RunContext(
+        found.run,
         attempt=stream.attempt,
         optimizer=stream.optimizer,
         rank=stream.rank,
@@ -90,7 +134,101 @@ def _replayed(store: Store, record: RunRecord, optimizer: str | None) -> Evidenc
         optimizer_class=stream.manifest.optimizer_class,
         policy=stream.manifest.policy,
     )
-    start = max(0, found.last_step - REPLAY_STEPS + 1)
-    for rows in blocks(store, found, start=start, columns=("norm", "nonfinite_count")):
-        state, _ = rule.advance(state, rows)
-    return Evidence(state, context)
+
+
+def _value(
+    store: Store, record: RunRecord, found: Selection, asked: Asked, removed_energy: float
+) -> dict[str, Any]:
+    memo, stream = _memo(store), (record.run, found.optimizer)
+    history: MagnitudeHistory = memo.get(
+        ("magnitudes", *stream), record.revision, lambda: magnitude_history(store, found)
+    )
+    given: dict[str, Any] = memo.get(
+        ("value", *stream, asked, removed_energy),
+        record.revision,
+        lambda: answer_value(history, asked, removed_energy),
+    )
+    return given
+
+
+def _tensors(store: Store, found: Selection, asked: Asked) -> dict[str, Any]:
+    names = list(found.tensors)
+    place = {name: index for index, name in enumerate(names)}
+    kept, finite = [np.empty((0, len(names)))], [np.empty(0, np.bool_)]
+    for rows in _newest(store, found, 2 * TENSOR_STEPS, ("norm", "present", "nonfinite_count")):
+        healthy = nonfinite_count(rows) == 0
+        norms = np.full((len(rows), len(names)), np.nan)
+        norms[:, [place[t.name] for t in rows.manifest.tensors]] = _present(rows, "norm")
+        kept.append(norms[healthy])
+        finite.append(healthy)
+    flags = np.concatenate(finite)[-FLOOD_WINDOW:]
+    return answer_tensors(
+        np.concatenate(kept)[-TENSOR_STEPS:],
+        names,
+        asked,
+        flood=int(np.count_nonzero(~flags)) > FLOOD_WINDOW // 2,
+        last_step=found.last_step,
+    )
+
+
+def _ratio(store: Store, found: Selection, asked: Asked) -> dict[str, Any]:
+    steps, largest, finite = [np.empty(0, np.int64)], [np.empty(0)], [np.empty(0, np.bool_)]
+    columns = ("norm", "present", "nonfinite_count", "weight_norm")
+    for rows in _newest(store, found, RATIO_STEPS, columns):
+        steps.append(rows.steps)
+        finite.append(nonfinite_count(rows) == 0)
+        each = ratios(_present(rows, "norm"), _present(rows, "weight_norm"))
+        known = ~np.isnan(each)
+        top = np.where(known, each, -np.inf).max(axis=1, initial=-np.inf)
+        largest.append(np.where(known.any(axis=1), top, np.nan))
+    return answer_ratio(
+        np.concatenate(steps),
+        np.concatenate(largest),
+        np.concatenate(finite),
+        asked,
+        _context(found),
+    )
+
+
+def _newest(store: Store, found: Selection, number: int, columns: tuple[str, ...]) -> Any:
+    start = max(0, (found.last_step or 0) - number + 1)
+    return blocks(store, found, start=start, columns=columns)
+
+
+def _present(rows: StepRows, name: str) -> Floats:
+    """[n, T] the column, NaN where the tensor had no gradient or nothing was measured."""
+    values = rows.tensors.get(name)
+    if values is None:
+        return np.full((len(rows), len(rows.manifest.tensors)), np.nan)
+    present = rows.tensors.get("present")
+    if present is None:
+        return np.asarray(values, np.float64)
+    return np.where(present != 0, values, np.nan).astype(np.float64)
+
+
+def _overlaid(given: dict[str, Any], *, incident: bool, stale: bool) -> dict[str, Any]:
+    """What holds beyond the record of steps; it can only lower the status."""
+    if given["status"] == "none":
+        return given
+    codes = [c for c, holds in (("open_incident", incident), ("stale", stale)) if holds]
+    if not codes:
+        return given
+    status = given["status"]
+    if incident:
+        status = STATUSES[min(STATUSES.index(status), STATUSES.index("provisional"))]
+    kept = [code for code in given["reasons"] if code != "ok"]
+    return given | {"status": status, "reasons": [*kept, *codes]}
+
+
+def _incident(service: Service, run: str) -> bool:
+    """Whether something worse than a remark is open; an ``info`` incident holds nothing back."""
+    return any(i["severity"] != "info" for i in service.analyser.open_incidents(run))
+
+
+def _stale(record: RunRecord, now: float) -> bool:
+    last = record.last_report_at
+    return record.status is None and last is not None and now - last > STALE_SECONDS
+
+
+def _memo(store: Store) -> Memo[Any]:
+    return _memos.setdefault(store, Memo())

@@ -21,7 +21,7 @@ from gradwatch_service.recommenders.norm import (
     NormState,
     alarm_level,
 )
-from gradwatch_service.recommenders.window import order_interval
+from gradwatch_service.recommenders.window import order_intervals
 
 __all__ = ["answer", "answer_norm"]
 
@@ -129,13 +129,10 @@ def _interval(
     reaching from one to the other.
     """
     column = _column(preference)
-    if column < len(QUANTILES):
-        low, high = order_interval(logs, QUANTILES[column])
-    else:
-        lower, upper = order_interval(logs, 0.5)
-        lift = math.log(_spike(logs)) - float(np.median(logs))
-        low, high = lower + lift, upper + lift
-    low, high = (math.exp(min(x, 700.0)) for x in (low, high))
+    guarded = column >= len(QUANTILES)
+    lower, upper = order_intervals(logs[None, :], 0.5 if guarded else QUANTILES[column])
+    lift = math.log(_spike(logs)) - float(np.median(logs)) if guarded else 0.0
+    low, high = (math.exp(min(float(x[0]) + lift, 700.0)) for x in (lower, upper))
     return min(low, threshold), max(high, threshold)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["effective_size", "log_spread", "order_interval", "quantile", "sorted_windows"]
+__all__ = ["effective_sizes", "log_spread", "order_intervals", "quantile", "sorted_windows"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -33,8 +33,10 @@ def sorted_windows(past: Floats, values: Floats, size: int) -> tuple[Floats, Int
     return windows, counts
 
 
-def quantile(ordered: Floats, counts: Integers, q: float) -> Floats:
+def quantile(ordered: Floats, counts: Integers, q: float | Floats) -> Floats:
     """[n] quantile of the first ``counts[i]`` entries of each sorted row, linearly interpolated.
+
+    One q for all rows or one for each; every count is at least 1.
 
     The same definition as numpy's default (Hyndman and Fan 1996, type 7).
     """
@@ -53,30 +55,40 @@ def log_spread(ordered: Floats, counts: Integers, centre: Floats) -> Floats:
     return np.maximum(MIN_SPREAD, MAD_TO_SIGMA * quantile(deviations, counts, 0.5))
 
 
-def effective_size(values: Floats) -> float:
-    """How many independent values the window is worth: n (1 - rho) / (1 + rho), at least 8.
+def effective_sizes(windows: Floats) -> Floats:
+    """[t] how many independent values each row is worth: n (1 - rho) / (1 + rho), at least 8.
 
     ``rho`` is the autocorrelation at lag one; never more than n, and n itself when n < 8.
+
+    Args:
+        windows: [t, w] values in the order they came; NaN where there is none.
     """
-    n = len(values)
-    centred = values - values.mean()
-    power = float(centred @ centred)
-    if n < 3 or power <= 0.0:
-        return float(n)
-    rho = float(centred[1:] @ centred[:-1]) / power
-    return float(np.clip(n * (1 - rho) / (1 + rho), min(8, n), n))
+    there = ~np.isnan(windows)
+    n = there.sum(axis=1)
+    mean = np.where(there, windows, 0.0).sum(axis=1) / np.maximum(n, 1)
+    centred = np.where(there, windows - mean[:, None], 0.0)
+    power = np.einsum("tw,tw->t", centred, centred)
+    lagged = np.einsum("tw,tw->t", centred[:, 1:], centred[:, :-1])
+    rho = np.divide(lagged, power, out=np.zeros(len(n)), where=(power > 0) & (n >= 3))
+    sizes: Floats = np.clip(n * (1 - rho) / (1 + rho), np.minimum(8, n), n)
+    return sizes
 
 
-def order_interval(values: Floats, q: float, z: float = 1.96) -> tuple[float, float]:
-    """Bounds of the q-quantile that hold with about 95 %, by order statistics.
+def order_intervals(windows: Floats, q: float, z: float = 1.96) -> tuple[Floats, Floats]:
+    """[t], [t] bounds of each row's q-quantile that hold with about 95 %, by order statistics.
 
     Free of any distribution: the ranks q +- z sqrt(q (1 - q) / n_eff) of the sorted values
     (David and Nagaraja 2003, "Order Statistics", section 7.1), with n replaced by the effective
     size because neighbouring steps resemble each other.
+
+    Args:
+        windows: [t, w] values in the order they came; NaN where there is none, at least one each.
+        q: The quantile.
+        z: Standard deviations on either side.
     """
-    margin = z * np.sqrt(q * (1 - q) / effective_size(values))
-    ordered = np.sort(values)[None, :]
-    count = np.array([len(values)])
-    low = quantile(ordered, count, max(0.0, q - margin))[0]
-    high = quantile(ordered, count, min(1.0, q + margin))[0]
-    return float(low), float(high)
+    margin = z * np.sqrt(q * (1 - q) / effective_sizes(windows))
+    ordered = np.sort(windows, axis=1)  # NaN goes last
+    counts = (~np.isnan(windows)).sum(axis=1)
+    low = quantile(ordered, counts, np.maximum(0.0, q - margin))
+    high = quantile(ordered, counts, np.minimum(1.0, q + margin))
+    return low, high

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from gradwatch_service.access import Reader, VisibleRun
 from gradwatch_service.problems import ServiceError, invalid
 from gradwatch_service.queries.answers import cacheable, json_answer
-from gradwatch_service.queries.recommendations import norm_recommendation
+from gradwatch_service.queries.recommendations import Policy, recommendation
 from gradwatch_service.recommenders.answer import answer_norm
 from gradwatch_service.recommenders.base import Asked, BadQuestion, Preference
 from gradwatch_service.recommenders.norm import advance_norms, initial_state
@@ -49,11 +49,14 @@ def get_recommendation(
     request: Request,
     service: ServiceDep,
     record: VisibleRun,
-    policy: Annotated[Literal["norm"], Query()] = "norm",
+    policy: Annotated[Policy, Query()] = "norm",
     preference: Annotated[Preference, Query()] = "balanced",
     default: Bound = None,
     minimum: Annotated[float | None, Query(alias="min")] = None,
     maximum: Annotated[float | None, Query(alias="max")] = None,
+    removed_energy: Annotated[
+        float, Query(gt=0, lt=1, description="For value: share of the energy it may remove.")
+    ] = 0.01,
     optimizer: Annotated[str | None, Query(max_length=512)] = None,
 ) -> Response:
     """The recommended threshold with its evidence.
@@ -61,9 +64,15 @@ def get_recommendation(
     With ``default`` given, ``effective_threshold`` is never null: a script can follow it from the
     first step on.
     """
-    del policy
-    asked = _asked(preference, default, minimum, maximum)
-    given = norm_recommendation(service, record, asked, optimizer=optimizer, now=time.time())
+    given = recommendation(
+        service,
+        record,
+        policy,
+        _asked(preference, default, minimum, maximum),
+        optimizer=optimizer,
+        removed_energy=removed_energy,
+        now=time.time(),
+    )
     return cacheable(request, given)
 
 

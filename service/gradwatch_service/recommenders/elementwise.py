@@ -1,0 +1,207 @@
+"""The limit for every single element: the smallest that removes little of the gradient's energy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwatch_service.recommenders.base import Asked, Status
+from gradwatch_service.recommenders.magnitudes import (
+    edges,
+    limit_bounds,
+    limit_for,
+    removed_share,
+)
+
+__all__ = ["MagnitudeHistory", "answer_value"]
+
+Floats = NDArray[np.float64]
+
+WINDOW = 64  # histograms that are pooled
+ENOUGH = 32
+MIN_STEPS = 3
+WIDE = 1.5
+TOLERANCE = 0.15
+RESAMPLES = 200
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MagnitudeHistory:
+    """Histograms of healthy steps, all tensors together, oldest first.
+
+    Attributes:
+        steps: [h] steps.
+        counts: [h, 64 B] elements by magnitude.
+        bins_per_octave: B.
+        lowest_exponent: Exponent of the lowest edge.
+        sampled: Share of the elements that was looked at.
+        largest: Largest magnitude of these steps, or None when it was not measured.
+        finite_steps: Finite steps of the run, with or without a histogram.
+        flood: Whether more than half of the last 20 steps were not finite.
+        last_step: Newest step, or None.
+    """
+
+    steps: NDArray[np.int64]
+    counts: Floats
+    bins_per_octave: int
+    lowest_exponent: int
+    sampled: float
+    largest: float | None
+    finite_steps: int
+    flood: bool
+    last_step: int | None
+
+
+def answer_value(history: MagnitudeHistory, asked: Asked, removed_energy: float) -> dict[str, Any]:
+    """The recommendation for ``policy=value``, with the fields of the REST answer.
+
+    The limit is the smallest c with ``1 - sum min(|g|, c)^2 / sum g^2 <= removed_energy`` over the
+    pooled last 64 histograms of healthy steps.
+    """
+    used = len(history.steps[-WINDOW:])
+    code = _missing(history)
+    given: dict[str, Any] = {
+        "run": None,
+        "policy": "value",
+        "threshold": None,
+        "interval": None,
+        "status": "none",
+        "effective_threshold": asked.effective(None),
+        "spike_threshold": None,
+        "reason": f"no threshold: {WORDS[code]}" if code else "",
+        "reasons": [code] if code else ["ok"],
+        "steps_used": used,
+        "version": history.finite_steps,
+        "valid_from_step": None if history.last_step is None else history.last_step + 1,
+        "removed_energy": removed_energy,
+        "error_factor": None,
+        "backtest": None,
+    }
+    if code:
+        return given
+    limits = _limits(history, removed_energy)
+    threshold = float(limits[-1])
+    interval = _interval(history, removed_energy, threshold)
+    status, realised = _status(history, limits, interval, threshold, removed_energy)
+    bounds = _bounds(history)
+    pooled = history.counts[-WINDOW:].sum(axis=0, keepdims=True)
+    given |= {
+        "threshold": threshold,
+        "interval": list(interval),
+        "status": status,
+        "effective_threshold": asked.effective(threshold),
+        "error_factor": 2 ** (1 / history.bins_per_octave) if history.sampled >= 1 else None,
+        "reason": (
+            f"smallest limit that removes at most {100 * removed_energy:g} % of the gradient's "
+            f"energy over the last {used} histograms of healthy steps"
+        ),
+        "intended_share": removed_energy,
+        "realised_share": realised,
+        "backtest": {
+            "steps": used,
+            "clipped_share": float(np.mean(_clips_any(history, threshold))),
+            "clipped_elements_share": elements_above(pooled[0], bounds, threshold),
+            "energy_removed_share": float(removed_share(pooled, bounds, np.array([threshold]))[0]),
+        },
+    }
+    if status == "provisional":
+        given["reasons"] = ["too_few_steps"]
+    return given
+
+
+WORDS = {
+    "unknown_policy_data": (
+        "no magnitude histogram was reported (histogram_every=10 in watch() sends them)"
+    ),
+    "too_few_steps": "fewer than 3 finite steps",
+    "nonfinite_flood": "more than half of the last 20 steps were not finite",
+    "tensor_all_zero": "every element was zero",
+}
+
+
+def elements_above(counts: Floats, bounds: Floats, limit: float) -> float:
+    """Share of the non-zero elements above the limit, spread evenly in ln |g| inside bins."""
+    low, high = np.log(bounds[:-1]), np.log(bounds[1:])
+    part = np.clip((high - math.log(limit)) / (high - low), 0, 1)
+    total = float(counts.sum())
+    return float(counts @ part) / total if total else 0.0
+
+
+def _missing(history: MagnitudeHistory) -> str | None:
+    if history.flood:
+        return "nonfinite_flood"
+    if not len(history.steps):
+        return "too_few_steps" if history.finite_steps < MIN_STEPS else "unknown_policy_data"
+    if history.finite_steps < MIN_STEPS:
+        return "too_few_steps"
+    return None if history.counts.any() else "tensor_all_zero"
+
+
+def _bounds(history: MagnitudeHistory) -> Floats:
+    """Bin edges; the bin that holds the largest element ends there, since it is known exactly."""
+    made = edges(history.bins_per_octave, history.lowest_exponent)
+    if not history.largest:
+        return made
+    filled = np.flatnonzero(history.counts.any(axis=0))
+    top = int(filled[-1])
+    last = top == len(made) - 2
+    if made[top] < history.largest and (last or history.largest < made[top + 1]):
+        made[top + 1] = history.largest
+    return made
+
+
+def _limits(history: MagnitudeHistory, share: float) -> Floats:
+    """[h] the limit that each window of up to 64 histograms, ending at each one, asks for.
+
+    The law of slow rise is left to the client: here an answer that is exact for the pool serves
+    better, and steps that exploded are not in it.
+    """
+    total = np.concatenate([np.zeros((1, history.counts.shape[1])), history.counts.cumsum(axis=0)])
+    ends = np.arange(1, len(history.steps) + 1)
+    pooled = total[ends] - total[np.maximum(0, ends - WINDOW)]
+    return limit_for(pooled, _bounds(history), share)
+
+
+def _interval(history: MagnitudeHistory, share: float, threshold: float) -> tuple[float, float]:
+    """Limits that the elements behind the counts could ask for, around the threshold."""
+    pooled = history.counts[-WINDOW:].sum(axis=0)
+    bounds = _bounds(history)
+    low, high = limit_bounds(pooled, bounds, share)
+    if history.largest is not None:
+        high = min(high, max(history.largest, threshold))
+    if history.sampled < 1:
+        # What was not looked at: counts of a sample scatter like Poisson numbers.
+        random = np.random.default_rng(0)
+        again = random.poisson(pooled, (RESAMPLES, len(pooled))).astype(np.float64)
+        seen = limit_for(again, bounds, share)
+        factor = 2 ** (1 / history.bins_per_octave)
+        low = min(low, float(np.quantile(seen, 0.025)) / factor)
+        high = max(high, float(np.quantile(seen, 0.975)) * factor)
+    return min(low, threshold), max(high, threshold)
+
+
+def _clips_any(history: MagnitudeHistory, threshold: float) -> NDArray[np.bool_]:
+    above = edges(history.bins_per_octave, history.lowest_exponent)[:-1] >= threshold
+    clips: NDArray[np.bool_] = np.any(history.counts[-WINDOW:][:, above], axis=1)
+    return clips
+
+
+def _status(
+    history: MagnitudeHistory,
+    limits: Floats,
+    interval: tuple[float, float],
+    threshold: float,
+    share: float,
+) -> tuple[Status, float | None]:
+    """The ladder, and the energy that the limits in force before each histogram would remove."""
+    each = removed_share(history.counts[1:], _bounds(history), limits[:-1])[-WINDOW:]
+    realised = float(each.mean()) if len(each) else None
+    used = len(history.steps[-WINDOW:])
+    if used < ENOUGH or interval[1] > WIDE * threshold or interval[0] < threshold / WIDE:
+        return "provisional", realised
+    kept = realised is not None and abs(realised - share) <= TOLERANCE
+    return ("validated" if kept and len(each) == WINDOW else "estimated"), realised
