@@ -60,7 +60,9 @@ def command(
 def _run(service: DemoService, *, steps: int, compare: bool, seed: int) -> Summary:
     # The demo says everything itself; the lines a watch prints would tear its progress bar.
     os.environ["GRADWATCH_QUIET"] = "1"
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    # One core for the training, one for the service: a second thread gains little on a model this small
+    # and loses a lot as soon as the machine has anything else to do.
+    torch.set_num_threads(1)
     text, troubles = read_text(), Troubles.within(steps)
     _say(f"service at {service.url}; {len(text.train):,} characters of {text.files} Python files")
     for sentence in troubles.sentences():
