@@ -37,7 +37,7 @@ async function tick() {
 
 function failed(error) {
   if (error instanceof Refused) return askForToken(error.message);
-  if (error.status === 404) {
+  if (error.status === 404 || error.status === 422) {
     refresh = null;
     main.replaceChildren(h("h1", {}, "Not here"), h("p", {}, error.message), h("p", {}, h("a", { href: "#/" }, "all runs")));
     return;
