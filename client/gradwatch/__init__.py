@@ -1,7 +1,7 @@
 """Zero-centred gradient clipping and gradient diagnostics for PyTorch training jobs."""
 
 from gradwatch import clip as clip
-from gradwatch.clipper import Clipper as Clipper
+from gradwatch.clipping.clipper import Clipper as Clipper
 from gradwatch.functional import clip_grad_ as clip_grad_
 from gradwatch.functional import clip_grad_norm_ as clip_grad_norm_
 from gradwatch.functional import clip_grad_value_ as clip_grad_value_

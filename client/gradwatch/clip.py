@@ -7,8 +7,7 @@ Every function checks its numbers and returns a frozen, picklable policy.
 import numbers
 from collections.abc import Mapping
 
-from gradwatch.errors import PolicyError
-from gradwatch.policies import (
+from gradwatch.clipping.policies import (
     Agc,
     BarePolicyError,
     Chain,
@@ -21,6 +20,7 @@ from gradwatch.policies import (
     ValueRms,
     as_policy,
 )
+from gradwatch.errors import PolicyError
 
 __all__ = [
     "agc",

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from gradwatch.clipper import Clipper
+from gradwatch.clipping.clipper import Clipper
+from gradwatch.clipping.gradients import prepare
+from gradwatch.clipping.norms import joint_norm, norms_of_order
+from gradwatch.clipping.policies import Norm, Policy, Recommended, Value, ValueRms, as_policy, walk
 from gradwatch.errors import PolicyError
-from gradwatch.gradients import prepare
-from gradwatch.norms import joint_norm, norms_of_order
-from gradwatch.policies import Norm, Policy, Recommended, Value, ValueRms, as_policy, walk
 from gradwatch.statistics import GradStats
 
 __all__ = ["clip_grad_", "clip_grad_norm_", "clip_grad_value_"]

@@ -2,12 +2,15 @@
 
 import io
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
 
 import gradwatch
 from gradwatch import clip
+from gradwatch.clipping import Policy, Row, Stage, policy_to_json
 from gradwatch.errors import PolicyError
 
 torch.set_num_threads(1)
@@ -130,3 +133,41 @@ def test_one_buffer_holds_everything_that_is_reported():
     )
     assert stats.packed.data_ptr() == stats.buffer.data_ptr()
     assert stats["norm"].equal(stats.norm)
+
+
+@dataclass(frozen=True)
+class HalfNorm(Policy):
+    """A policy as a user would write it: at most half of the norm of the step before."""
+
+    kind: ClassVar[str] = "half_norm"
+    first: float = 1.0
+
+    def stage(self, scope):
+        return HalfNormStage(scope, self.first)
+
+
+class HalfNormStage(Stage):
+    kind = "scale"
+
+    def coefficients(self, now):
+        norm = now.norms(2).square().sum().sqrt()
+        return (self.threshold / norm).clamp(max=1)
+
+    def update(self, now):
+        self.tensors["threshold"] = now.rows[Row.NORM_AFTER].square().sum().sqrt() / 2
+
+    def state(self):
+        return dict(self.tensors)
+
+
+def test_a_policy_written_outside_the_library_clips_chains_and_is_saved():
+    clipper = gradwatch.Clipper(clip.chain(clip.value(100.0), HalfNorm(8.0)))
+    seen = [clipper.clip_([torch.tensor([30.0, 40.0])]).to_dict() for _ in range(3)]
+    restarted = gradwatch.Clipper(clip.chain(clip.value(100.0), HalfNorm(8.0)))
+    restarted.load_state_dict(clipper.state_dict())
+
+    assert [s["global_norm_after"] for s in seen] == pytest.approx([8.0, 4.0, 2.0])
+    assert restarted.clip_([torch.tensor([30.0, 40.0])]).to_dict()["threshold_2"] == pytest.approx(
+        1.0
+    )
+    assert policy_to_json(HalfNorm(8.0)) == {"kind": "half_norm", "first": 8.0}

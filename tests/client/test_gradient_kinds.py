@@ -124,7 +124,7 @@ def test_gradients_on_several_devices_are_clipped_by_their_joint_norm(monkeypatc
     grads = [torch.tensor([3.0, 0.0]), torch.tensor([0.0, 40.0]), None]
     devices = [torch.device("cpu"), torch.device("cpu", 0)]
     monkeypatch.setattr(
-        "gradwatch.execution._by_device",
+        "gradwatch.clipping.execution._by_device",
         lambda prepared: [
             (devices[0], [prepared.tensors[0], None, None]),
             (devices[1], [None, prepared.tensors[1], None]),

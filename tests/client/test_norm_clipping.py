@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tests import reference
 from tests.client.gradient_cases import DTYPES, KERNELS, gradients, limits, values_of
@@ -38,6 +38,9 @@ def test_all_gradients_are_scaled_by_one_factor_from_the_norm_of_the_finite_elem
     grads, limit = [data.draw(gradients(dtype)) for _ in range(2)], data.draw(limits)
     before = [values_of(grad) for grad in grads]
     norm = math.hypot(*finite_values(grads))
+    assume(
+        math.isfinite(norm)
+    )  # beyond the range of float64 there is no exact norm to compare with
 
     stats = clip_all(grads, clip.norm(limit), kernel)
 
@@ -64,6 +67,7 @@ def test_the_joint_norm_ends_within_the_limit_and_clipping_twice_changes_nothing
 ):
     grads = [data.draw(gradients(dtype, finite=True)) for _ in range(2)]
     limit = data.draw(st.floats(1e-3, 1e3))
+    assume(math.isfinite(math.hypot(*finite_values(grads))))
 
     clip_all(grads, clip.norm(limit), kernel)
 
@@ -198,9 +202,7 @@ def test_a_chain_holds_both_limits_with_infinities_counted_into_the_norm(kernel,
     kept = grad[~grad.isnan()].double()
     assert kept.norm() <= 1 + torch.finfo(dtype).eps
     # The two infinities are in what the optimizer gets, and not in the statistics of finite elements.
-    # They are taken out by arithmetic, which knows them before they were rounded.
-    rounding = 1e-6 + 8 * torch.finfo(dtype).eps
-    assert stats["norm_after"] == pytest.approx([kept[2:].norm().item()], rel=rounding)
+    assert stats["norm_after"] == pytest.approx([kept[2:].norm().item()], rel=1e-6)
 
 
 @every_kernel

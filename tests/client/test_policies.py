@@ -4,8 +4,8 @@ import pickle
 import pytest
 
 from gradwatch import Clipper, clip
+from gradwatch.clipping.policies import Norm, Value, policy_to_json
 from gradwatch.errors import PolicyError
-from gradwatch.policies import Norm, Value, policy_to_json
 
 ALL = [
     clip.value(1.0),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gradwatch import _foreach
+from gradwatch.kernels import foreach
 from gradwatch.kernels.base import Gradients, Row, accumulator
 
 __all__ = ["Reference", "round_down"]
@@ -50,7 +50,7 @@ class Reference:
                 coefficients_wide.append(coefficient)
             else:
                 narrow.append((grad.detach(), coefficient))
-        _foreach.mul_(wide, coefficients_wide)
+        foreach.mul_(wide, coefficients_wide)
         for grad, coefficient in narrow:
             # A product in 16 bits would round the coefficient to 16 bits first.
             grad.copy_(grad.to(torch.float32).mul_(coefficient))
@@ -111,18 +111,21 @@ def _measure_(grad: Tensor, limit: Tensor | None, *, zero_nonfinite: bool) -> Te
     # No element is infinite (0 * inf): the limit may well be.
     held = torch.where(p.held > 0, p.held * limit_used * limit_used, 0)
     one = torch.ones_like(norm)
+    most = torch.finfo(
+        norm.dtype
+    ).max  # a norm beyond the range is reported as its end, not as infinite
     cosine = torch.where(after > 0, (p.dot / (norm * after)).clamp(max=1), (norm <= 0).to(norm))
     return torch.stack(
         [
             held,
-            norm * scale,
+            (norm * scale).clamp(max=most),
             sums[:, 2].max() * scale,
             p.total / grad.numel() * scale,
             p.nonfinite,
             p.nan,
             p.zero,
             p.clipped,
-            after * scale_after,
+            (after * scale_after).clamp(max=most),
             cosine,
             one,
         ]
@@ -180,7 +183,10 @@ def _finite_norm(grad: Tensor) -> Tensor:
     scale = _scale(grad)
     parts = [torch.where(c.isfinite(), c, 0).to(scale.dtype) / scale for c in _chunks(grad)]
     squares = [(p * p).sum() for p in parts]
-    return torch.stack(squares).sum().sqrt() * scale if squares else torch.zeros_like(scale)
+    if not squares:
+        return torch.zeros_like(scale)
+    norm = torch.stack(squares).sum().sqrt() * scale
+    return norm.clamp(max=torch.finfo(norm.dtype).max)
 
 
 def _chunks(grad: Tensor) -> Iterator[Tensor]:

@@ -1,6 +1,6 @@
 """Policies at work: bound to a list of tensors, with threshold and state on the device.
 
-:mod:`gradwatch.passes` puts them in order. A *limit* stage says how large an element may be, a
+:mod:`gradwatch.clipping.passes` puts them in order. A *limit* stage says how large an element may be, a
 *scale* stage by what to multiply a tensor, a *unit* stage scales parts of tensors itself.
 """
 
@@ -12,10 +12,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from gradwatch.clipping.norms import joint_norm, norms_of_order
+from gradwatch.clipping.policies import Agc, Norm, PerTensor, Policy, Recommended, Value, ValueRms
+from gradwatch.clipping.units import clip_units_
 from gradwatch.kernels import Gradients, Row
-from gradwatch.norms import joint_norm, norms_of_order
-from gradwatch.policies import Agc, Norm, PerTensor, Policy, Recommended, Value, ValueRms
-from gradwatch.units import clip_units_
 
 __all__ = ["Reduce", "Scope", "Situation", "Stage", "make_stage"]
 
@@ -93,7 +93,7 @@ class Stage:
         self.version = 0
         self.mask: Tensor | None = None
         self._initial = {"threshold": threshold}  # value that a tensor added later starts with
-        self._rows: tuple[str, ...] = ()  # names that are [T] from the start
+        self._rows: tuple[str, ...] = ()  # names that are [T] from the start, the others are []
 
     @property
     def threshold(self) -> Tensor:
@@ -264,4 +264,5 @@ def make_stage(policy: Policy, scope: Scope) -> Stage:
         case Agc():
             return _Agc(policy, scope)
         case _:
-            raise TypeError(f"{policy!r} is not made of one pass")
+            stage: Stage = policy.stage(scope)
+            return stage

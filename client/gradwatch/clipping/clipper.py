@@ -2,29 +2,40 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gradwatch.clipping.buffer import Buffer
+from gradwatch.clipping.execution import NONFINITE, Execution
+from gradwatch.clipping.gradients import Prepared, prepare
+from gradwatch.clipping.held import Held
+from gradwatch.clipping.passes import plan
+from gradwatch.clipping.policies import Agc, Policy, Recommended, as_policy, walk
+from gradwatch.clipping.stages import Reduce, Situation, Stage
 from gradwatch.errors import GradientError, PolicyError
-from gradwatch.execution import NONFINITE, Execution
-from gradwatch.gradients import Prepared, prepare
 from gradwatch.kernels import Gradients, Kernel, check_name, choose, new_rows
-from gradwatch.passes import plan
-from gradwatch.policies import Agc, Policy, Recommended, as_policy, walk
-from gradwatch.sheet import Sheet
-from gradwatch.stages import Reduce, Situation, Stage
 from gradwatch.statistics import GradStats
 
 __all__ = ["Clipper"]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What is known about the gradients before looking at their values, on their device."""
+
+    key: object
+    numel: Tensor
+    dtypes: Sequence[tuple[torch.dtype, Tensor | None]]
 
 
 class Clipper:
     """Clips and measures the same tensors step after step.
 
     Args:
-        policy: What :func:`gradwatch.policies.as_policy` takes; None measures only.
+        policy: What :func:`gradwatch.clipping.policies.as_policy` takes; None measures only.
         names: One name per tensor; needed by mappings of name patterns.
         nonfinite: ``keep`` leaves NaN and holds infinities at a limit, ``zero`` sets both to zero
             before clipping, ``skip`` empties all gradients of a step that has any.
@@ -65,7 +76,7 @@ class Clipper:
         self._reduce = reduce
         self._passes = plan(self.policy, self.names)
         self._bound: tuple[torch.device, int] | None = None
-        self._numel: tuple[tuple[int, ...], Tensor] | None = None
+        self._shape: Shape | None = None
         self._step = 0
 
     @property
@@ -102,16 +113,18 @@ class Clipper:
         device = prepared.devices[0] if prepared.devices else torch.device("cpu")
         count = len(prepared.tensors)
         self._bind(device, count)
-        sheet = Sheet(self._passes, count, device)
-        execution = Execution(prepared, self._kernel_for, sheet.rows)
-        numel = self._numel_on(device, prepared)
-        now = Situation(prepared.tensors, parameters, sheet.rows, numel, self._reduce)
+        buffer = Buffer(self._passes, count, device)
+        shape = self._shape_on(device, prepared)
+        held = Held(buffer.rows, shape.dtypes)
+        execution = Execution(prepared, self._kernel_for, buffer.rows, held)
+        now = Situation(prepared.tensors, parameters, buffer.rows, shape.numel, self._reduce)
         execution.run_(self._passes, now, step, self.nonfinite)
+        stats = buffer.finish(step, execution.skipped, self.names)
         for stage in self._stages():
             if stage.is_active(step):
                 stage.update(now)
         self._step = step + 1
-        return sheet.finish(step, execution.skipped, self.names)
+        return stats
 
     def extend(self, names: Sequence[str]) -> None:
         """Add tensors at the end of the list; thresholds and state of the others stay.
@@ -212,12 +225,17 @@ class Clipper:
                 stage.bind(like, count)
             self._bound = (device, count)
 
-    def _numel_on(self, device: torch.device, prepared: Prepared) -> Tensor:
-        known = self._numel
-        if known is None or known[0] != prepared.numel or known[1].device != device:
+    def _shape_on(self, device: torch.device, prepared: Prepared) -> Shape:
+        """Return sizes and dtypes as tensors; made anew only when the gradients change their kind."""
+        dtypes = tuple(None if g is None else g.dtype for g in prepared.tensors)
+        key = (device, prepared.numel, dtypes)
+        if self._shape is None or self._shape.key != key:
             numel = torch.tensor(prepared.numel).to(new_rows(0, device))
-            known = self._numel = (prepared.numel, numel)
-        return known[1]
+            kinds = list(dict.fromkeys(d for d in dtypes if d is not None))
+            masks = [torch.tensor([d is k for d in dtypes], device=device) for k in kinds]
+            groups = [(kinds[0], None)] if len(kinds) == 1 else list(zip(kinds, masks, strict=True))
+            self._shape = Shape(key, numel, groups)
+        return self._shape
 
     def _kernel_for(self, device: torch.device) -> Kernel:
         if device not in self._used:

@@ -9,9 +9,9 @@ from itertools import pairwise, zip_longest
 import torch
 from torch import Tensor
 
+from gradwatch.clipping.policies import Chain, Patterns, Policy, Recommended, Schedule
+from gradwatch.clipping.stages import Scope, Situation, Stage, make_stage
 from gradwatch.errors import PolicyError
-from gradwatch.policies import Chain, Patterns, Policy, Recommended, Schedule
-from gradwatch.stages import Scope, Situation, Stage, make_stage
 
 __all__ = ["Pass", "plan"]
 

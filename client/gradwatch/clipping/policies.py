@@ -1,13 +1,13 @@
 """What to do with gradients: frozen, picklable descriptions. ``gradwatch.clip`` makes them.
 
-A policy holds numbers and nothing else; :mod:`gradwatch.stages` gives it tensors and state, a kernel
-carries it out. The first sentence of each says what holds after clipping.
+A policy holds numbers and nothing else; a stage gives it tensors and state, a kernel carries it out.
+The first sentence of each says what holds after clipping.
 """
 
 import math
 import numbers
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from gradwatch.errors import PolicyError
@@ -39,9 +39,20 @@ class BarePolicyError(PolicyError, TypeError):
 
 @dataclass(frozen=True)
 class Policy:
-    """Base of every policy. Equal policies are interchangeable; all of them pickle."""
+    """Base of every policy. Equal policies are interchangeable; all of them pickle.
+
+    One of your own is a frozen dataclass derived from this, with a ``kind`` and a ``stage``.
+    """
 
     kind: ClassVar[str] = ""
+
+    def stage(self, scope: Any) -> Any:  # noqa: ARG002 -- for those that derive from this class
+        """Return the :class:`gradwatch.clipping.Stage` of this policy, for policies of one pass.
+
+        Args:
+            scope: The tensors and steps it is for; hand it on to the Stage.
+        """
+        raise PolicyError(f"{type(self).__name__} has no stage: nothing says how to clip by it.")
 
 
 @dataclass(frozen=True)
@@ -107,8 +118,7 @@ class PerTensor(Policy):
 class Agc(Policy):
     """The gradient of each unit is at most ``ratio`` times the norm of that unit's weights.
 
-    A unit is what one output sees: one row of a matrix, one filter of a convolution, a whole
-    vector or scalar.
+    A unit is one row of a matrix, one filter of a convolution, a whole vector or scalar.
 
     Args:
         ratio: Largest gradient norm per weight norm. Finite, above 0.
@@ -234,8 +244,8 @@ class Chain(Policy):
 class Patterns(Policy):
     """Each tensor is clipped by the policy of the first pattern that its name matches.
 
-    A tensor that matches none, or whose policy is None, is measured and left as it is. A ``norm``
-    policy here limits the joint norm of the tensors that it was given.
+    A tensor that matches none, or whose policy is None, is only measured. A ``norm`` policy here
+    limits the joint norm of the tensors that it was given.
 
     Args:
         entries: Pairs of shell-style pattern and policy.
@@ -312,6 +322,8 @@ def policy_to_json(policy: Policy | None) -> dict[str, Any] | None:
             rest = {"policies": [policy_to_json(one) for one in policies]}
         case Patterns(entries):
             rest = {"patterns": {pattern: policy_to_json(one) for pattern, one in entries}}
+        case _:
+            rest = {field.name: getattr(policy, field.name) for field in fields(policy)}
     return {"kind": policy.kind, **rest}
 
 

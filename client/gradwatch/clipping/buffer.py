@@ -5,16 +5,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gradwatch.clipping.norms import joint_norm
+from gradwatch.clipping.passes import Pass
 from gradwatch.kernels import Row
 from gradwatch.kernels.base import accumulator
-from gradwatch.norms import joint_norm
-from gradwatch.passes import Pass
 from gradwatch.statistics import STATISTICS, GradStats
 
-__all__ = ["Sheet"]
+__all__ = ["Buffer"]
 
 
-class Sheet:
+class Buffer:
     """Memory for one step, fresh each time: the caller may keep what :meth:`finish` returns.
 
     Args:

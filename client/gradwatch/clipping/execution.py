@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from gradwatch.gradients import Prepared
+from gradwatch.clipping.gradients import Prepared
+from gradwatch.clipping.held import Held
+from gradwatch.clipping.passes import Pass
+from gradwatch.clipping.stages import Situation
+from gradwatch.clipping.units import joined_cosine
 from gradwatch.kernels import Gradients, Kernel, Row, new_rows
-from gradwatch.passes import Pass
-from gradwatch.stages import Situation
-from gradwatch.units import joined_cosine
 
 __all__ = ["NONFINITE", "Execution"]
 
@@ -24,13 +25,20 @@ class Execution:
         prepared: The gradients.
         kernel_for: Returns a device's kernel.
         rows: [len(Row), T] zeros, on the first gradient's device; ends as the step's statistics.
+        held: Follows infinite elements in the same rows.
     """
 
     def __init__(
-        self, prepared: Prepared, kernel_for: Callable[[torch.device], Kernel], rows: Tensor
+        self,
+        prepared: Prepared,
+        kernel_for: Callable[[torch.device], Kernel],
+        rows: Tensor,
+        held: Held,
     ) -> None:
         self._prepared = prepared
         self._rows = rows
+        self._held = held
+        self._may_hold = False  # whether a limit has run, which may have made infinities finite
         self._groups = [(kernel_for(d), d, grads) for d, grads in _by_device(prepared)]
         self.skipped: Tensor | None = None
 
@@ -39,9 +47,11 @@ class Execution:
         count = len(now.grads)
         limits = passes[0].limits(step, count) if passes else None
         self._measure_(limits, self._rows, zero_nonfinite=nonfinite == "zero")
+        self._may_hold = limits is not None and nonfinite == "keep"
         for number, one in enumerate(passes):
             if number and (limits := one.limits(step, count)) is not None:
                 self._limit_again_(limits)
+                self._may_hold = nonfinite == "keep"
             coefficients = one.coefficients(step, now)
             if coefficients is not None:
                 self._scale_(coefficients, now.numel)
@@ -75,13 +85,7 @@ class Execution:
         """Limit gradients that an earlier pass has clipped already."""
         rows, fresh = self._rows, torch.zeros_like(self._rows)
         self._measure_(limits, fresh, zero_nonfinite=False)
-        # Infinities that an earlier limit holds look finite to the kernel now.
-        held = rows[Row.HELD]
-        number = (rows[Row.NONFINITE] - rows[Row.NAN]).clamp(min=1)
-        still = number * torch.minimum((held / number).sqrt(), limits).square()
-        rest = (fresh[Row.NORM_AFTER].square() - still).clamp(min=0).sqrt()
-        rows[Row.NORM_AFTER] = torch.where(held > 0, rest, fresh[Row.NORM_AFTER])
-        rows[Row.HELD] = torch.where(held > 0, still, fresh[Row.HELD])
+        self._held.limited(limits, fresh)
         # The tighter of two limits changes every element that the other one changes.
         rows[Row.CLIPPED] = torch.maximum(rows[Row.CLIPPED], fresh[Row.CLIPPED])
         cosines = rows[Row.COSINE_AFTER], fresh[Row.COSINE_AFTER]
@@ -103,20 +107,12 @@ class Execution:
         for index, odd in self._prepared.odd.items():
             after = rows[Row.NORM_AFTER, index]
             after.copy_(torch.where(scaled[index], after * math.sqrt(odd.repeat), after))
-        self._take_out_held(scaled, coefficients)
+        if self._may_hold:
+            self._held.scaled(coefficients)
         rows[Row.CLIPPED] = torch.where(scaled & (rows[Row.PRESENT] > 0), numel, rows[Row.CLIPPED])
         # A tensor that vanished in its dtype has no direction left.
         gone = (rows[Row.NORM_AFTER] <= 0) & (rows[Row.NORM] > 0)
         rows[Row.COSINE_AFTER] = torch.where(gone, 0, rows[Row.COSINE_AFTER])
-
-    def _take_out_held(self, scaled: Tensor, coefficients: Tensor) -> None:
-        """Take the held infinities, scaled with everything else, out of ``NORM_AFTER`` again."""
-        rows = self._rows
-        held = torch.where(scaled, rows[Row.HELD] * coefficients.square(), rows[Row.HELD])
-        after = rows[Row.NORM_AFTER]
-        rest = (after.square() - held).clamp(min=0).sqrt()
-        rows[Row.NORM_AFTER] = torch.where(scaled & (held > 0), rest, after)
-        rows[Row.HELD] = held
 
     def _skip_(self) -> None:
         rows = self._rows
