@@ -167,6 +167,22 @@ _CAUSES: Final[Mapping[tuple[str, str], tuple[Callable[[_Facts], str], str]]] = 
         "unscale before clipping and stepping (scaler.unscale_(optimizer)), and check the scale "
         "of the loss",
     ),
+    ("exploding", "unusual_batch"): (
+        lambda f: (
+            "loss and norm rose together at one step, with the learning rate unchanged: the batch "
+            f"of step {f.evidence.get('at_step')} differs from those before"
+        ),
+        "look at the inputs and labels of that batch; clip at the recommended threshold so that "
+        "one batch cannot do harm",
+    ),
+    ("", "weights_jumped"): (
+        lambda f: (
+            f"the norm of {f.evidence.get('weight')} changed x"
+            f"{float(f.evidence.get('weight_ratio', 0)):.3g} at step {f.evidence.get('at_step')}"
+        ),
+        "find what wrote these weights at that step (a loaded checkpoint, an update without "
+        "clipping, an edit); go back to the weights before it",
+    ),
     ("nonfinite", "loss_scale"): (
         lambda _: "the loss scale was too high for this step, which was skipped",
         "nothing, while it happens about once per growth interval of the scaler; otherwise lower "

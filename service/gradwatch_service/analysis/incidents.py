@@ -268,7 +268,7 @@ def _extended(incident: Incident, finding: Finding) -> Incident:
     names = incident.tensors
     if new := [name for name in finding.tensors if name not in set(names)]:
         names = (*names, *new)[:MOST_TENSORS]
-    known = incident.cause != "unknown"
+    known = _telling(incident.cause) >= _telling(finding.cause)
     longer = replace(
         incident,
         last_step=max(incident.last_step, finding.step),
@@ -282,6 +282,11 @@ def _extended(incident: Incident, finding: Finding) -> Incident:
         score=max(finding.score, incident.score),
     )
     return _with_card(longer)
+
+
+def _telling(cause: str) -> int:
+    """How much a cause explains; a later step may show a better one."""
+    return {"unknown": 0, "unusual_batch": 1, "loss_scale": 2}.get(cause, 3)
 
 
 def _with_card(incident: Incident) -> Incident:

@@ -3,20 +3,44 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradwatch_service.detectors.base import Finding, RunContext
-from gradwatch_service.detectors.exploding import ExplodingState, Spike, Witness, find_exploding
+from gradwatch_service.detectors.budget import BudgetState, granted
+from gradwatch_service.detectors.clipping import (
+    ADAPTIVE,
+    ClippingState,
+    find_overclipping,
+    find_underflow,
+)
+from gradwatch_service.detectors.exploding import (
+    JUMP_STEPS,
+    ExplodingState,
+    Witness,
+    find_exploding,
+)
+from gradwatch_service.detectors.findings import (
+    exploding_finding,
+    exploding_severity,
+    oscillating_finding,
+    vanishing_finding,
+)
 from gradwatch_service.detectors.nonfinite import NonfiniteRow, find_nonfinite
+from gradwatch_service.detectors.oscillating import OscillatingState, find_oscillating
 from gradwatch_service.detectors.signals import Signals, read_signals
 from gradwatch_service.detectors.state_codec import dump_state, load_state
-from gradwatch_service.detectors.vanishing import Loss, VanishingState, find_vanishing
+from gradwatch_service.detectors.vanishing import VanishingState, find_vanishing
+from gradwatch_service.detectors.weights import WeightState, follow_weights
 from gradwatch_service.rows import StepRows
 
 __all__ = ["Diagnosis", "DiagnosisState"]
+
+STEPS_KEPT: Final = 64  # newest finite steps, to name the step where something began
+SCALE_SEARCH: Final = 12  # overflows in a row that a loss scaler needs at most to find its scale
 
 
 @dataclass(slots=True)
@@ -25,22 +49,44 @@ class DiagnosisState:
 
     exploding: ExplodingState = field(default_factory=ExplodingState)
     vanishing: VanishingState = field(default_factory=VanishingState)
-    last_scale: float = 0.0
+    oscillating: OscillatingState = field(default_factory=OscillatingState)
+    clipping: ClippingState = field(default_factory=ClippingState)
+    weights: WeightState = field(default_factory=WeightState)
+    budget: BudgetState = field(default_factory=BudgetState)
+    steps: list[int] = field(default_factory=list)
+    bad_in_a_row: int = 0
 
     def copy(self) -> DiagnosisState:
         """Return a state of its own."""
-        return DiagnosisState(self.exploding.copy(), self.vanishing.copy(), self.last_scale)
+        return replace(
+            self,
+            exploding=self.exploding.copy(),
+            vanishing=self.vanishing.copy(),
+            oscillating=self.oscillating.copy(),
+            clipping=self.clipping.copy(),
+            weights=self.weights.copy(),
+            budget=self.budget.copy(),
+            steps=self.steps.copy(),
+        )
+
+    def step_ago(self, steps: int) -> int:
+        """Number of the step at which something began that has lasted for so many finite steps."""
+        return int(self.steps[-min(steps, len(self.steps))])
 
 
 class Diagnosis:
-    """Finds exploding, vanishing, oscillating and non-finite gradients. See :class:`~.base.Analysis`."""
+    """Finds exploding, vanishing, oscillating and non-finite gradients, and the notices beside them.
 
-    version = 2
+    See :class:`~gradwatch_service.detectors.base.Analysis`.
+    """
+
+    version = 3
 
     def start(self, context: RunContext) -> DiagnosisState:
         """State before the first step."""
-        del context
-        return DiagnosisState()
+        name = (context.optimizer_class or "").lower()
+        adaptive = any(kind in name for kind in ADAPTIVE)
+        return DiagnosisState(clipping=ClippingState(adaptive=adaptive))
 
     def advance(
         self, state: DiagnosisState, rows: StepRows
@@ -48,16 +94,16 @@ class Diagnosis:
         """State after the rows, and what was found, in step order."""
         state = state.copy()
         signals = read_signals(rows)
-        tensors = rows.manifest.tensors
-        numel = np.array([tensor.numel for tensor in tensors], np.int64)
-        weights = np.array([len(tensor.shape) >= 2 for tensor in tensors], np.bool_)
+        shape = _Shape.of(rows)
         found: list[Finding] = []
         for i in range(len(signals.steps)):
+            state.budget.seen += 1
             if signals.bad[i] > 0:
-                found += _nonfinite(signals, i)
-            else:
-                found += _finite(state, signals, i, numel, weights)
-        return state, found
+                found += _nonfinite(state, signals, i)
+            elif math.isfinite(signals.norm[i]):
+                found += _finite(state, signals, i, shape)
+        found += _underflow(state, signals, rows)
+        return state, sorted(found, key=lambda finding: finding.step)
 
     def dump(self, state: DiagnosisState) -> bytes:
         """Write the state."""
@@ -72,93 +118,144 @@ class Diagnosis:
         return load_state(DiagnosisState(), data, self.version)
 
 
-def _nonfinite(signals: Signals, i: int) -> list[Finding]:
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What the manifest says of T tensors."""
+
+    numel: NDArray[np.int64]
+    weights: NDArray[np.bool_]  # two or more dimensions
+
+    @classmethod
+    def of(cls, rows: StepRows) -> _Shape:
+        tensors = rows.manifest.tensors
+        return cls(
+            np.array([tensor.numel for tensor in tensors], np.int64),
+            np.array([len(tensor.shape) >= 2 for tensor in tensors], np.bool_),
+        )
+
+
+def _nonfinite(state: DiagnosisState, signals: Signals, i: int) -> list[Finding]:
+    state.bad_in_a_row += 1
     counts = signals.nonfinite
+    known = counts is not None and counts.shape[1] > 0 and counts[i].any()
     row = NonfiniteRow(
         step=signals.steps[i],
         rank=signals.rank,
-        counts=counts[i] if counts is not None and counts.shape[1] else signals.bad[i : i + 1],
-        nans=None if signals.nans is None else signals.nans[i],
+        counts=counts[i] if counts is not None and known else signals.bad[i : i + 1],
+        nans=signals.nans[i] if signals.nans is not None and known else None,
         skipped=bool(signals.skipped[i] > 0),
-        scale_managed=bool(signals.scale[i] > 0),
+        scale_managed=bool(signals.scale[i] > 0) and state.bad_in_a_row <= SCALE_SEARCH,
+        after_exploding=state.exploding.flagged > 0 and state.exploding.quiet < 10,
     )
-    finding = find_nonfinite(row, signals.names)
+    finding = find_nonfinite(row, signals.names if known else ("gradient",))
     return [finding] if finding else []
 
 
-def _finite(
-    state: DiagnosisState,
-    signals: Signals,
-    i: int,
-    numel: NDArray[np.int64],
-    weights: NDArray[np.bool_],
-) -> list[Finding]:
-    found: list[Finding] = []
-    if not math.isfinite(signals.norm[i]):
-        return found
-    logs = signals.tensor_logs[i]
-    if signals.norm[i] > 0:
-        witness = Witness(
-            step=signals.steps[i],
-            log_norm=float(signals.log_norm[i]),
-            loss=float(signals.loss[i]),
-            cosine=float(signals.cosine[i]),
-            rate=float(signals.rate[i]),
-            shape_spread=_shape_spread(state, signals, i),
-        )
-        spike = find_exploding(state.exploding, witness)
-        if spike is not None:
-            found.append(_exploding(signals, i, spike))
-    if len(logs):
+def _finite(state: DiagnosisState, signals: Signals, i: int, shape: _Shape) -> list[Finding]:
+    step = signals.steps[i]
+    state.bad_in_a_row = 0
+    state.steps = [*state.steps[1 - STEPS_KEPT :], step]
+    if signals.weight_norms is not None:
+        follow_weights(state.weights, step, signals.weight_norms[i])
+    found = _judge_norm(state, signals, i) if signals.norm[i] > 0 else []
+    if len(shape.numel):
         losses = find_vanishing(
             state.vanishing,
-            logs,
+            signals.tensor_logs[i],
             zero=signals.zero[i],
             present=signals.present[i],
-            numel=numel,
-            weights=weights,
+            numel=shape.numel,
+            weights=shape.weights,
         )
-        found += [_vanishing(signals, i, loss) for loss in losses]
-    return found
+        found += [
+            vanishing_finding(
+                signals, i, loss, onset_step=state.step_ago(loss.onset), weights=state.weights
+            )
+            for loss in losses
+        ]
+    return found + _overclipping(state, signals, i)
 
 
-def _shape_spread(state: DiagnosisState, signals: Signals, i: int) -> float:
-    """How differently the tensors grew, as a share of how much they grew: 0 when all alike."""
+def _judge_norm(state: DiagnosisState, signals: Signals, i: int) -> list[Finding]:
+    """Exploding and oscillating: what the norm, loss, cosine and learning rate say together."""
+    grew, spread = _growth(state, signals, i)
+    witness = Witness(
+        step=signals.steps[i],
+        log_norm=float(signals.log_norm[i]),
+        loss=float(signals.loss[i]),
+        cosine=float(signals.cosine[i]),
+        rate=float(signals.rate[i]),
+        shape_spread=spread,
+    )
+    spike = find_exploding(state.exploding, witness)
+    after_jump = state.exploding.jump_age <= JUMP_STEPS
+    turning = find_oscillating(state.oscillating, witness.cosine, after_jump=after_jump)
+    if spike is not None:
+        wanted = exploding_severity(spike, float(signals.norm[i]))
+        return [
+            exploding_finding(
+                signals,
+                i,
+                spike,
+                grew,
+                shape_spread=spread,
+                weights=state.weights,
+                severity=granted(state.budget, wanted, opens=spike.opens),
+            )
+        ]
+    if turning is not None and state.exploding.flagged == 0:
+        onset = state.step_ago(turning.onset)
+        return [oscillating_finding(signals, i, turning, onset_step=onset)]
+    return []
+
+
+def _growth(state: DiagnosisState, signals: Signals, i: int) -> tuple[NDArray[np.float64], float]:
+    """[T] ln growth over each tensor's level, and how differently they grew (0: all alike)."""
     logs, live = signals.tensor_logs[i], signals.present[i] & ~signals.zero[i]
     levels = state.vanishing.levels
-    if len(levels.level) < len(logs) or live.sum() < 2:
-        return math.inf
-    grew = levels.distance(logs)[live]
-    middle = float(np.median(grew))
-    return 1.4826 * float(np.median(np.abs(grew - middle))) / max(abs(middle), 1e-9)
+    if len(levels.level) < len(logs) or np.count_nonzero(live) < 1:
+        return np.zeros(0), math.inf
+    grew = np.where(live, levels.distance(logs), 0.0)
+    if np.count_nonzero(live) < 2:
+        return grew, math.inf
+    middle = float(np.median(grew[live]))
+    apart = 1.4826 * float(np.median(np.abs(grew[live] - middle)))
+    return grew, apart / max(abs(middle), 1e-9)
 
 
-def _exploding(signals: Signals, i: int, spike: Spike) -> Finding:
-    return Finding(
-        kind="exploding",
-        step=signals.steps[i],
-        onset_step=spike.onset_step,
-        severity="warning",
-        rank=signals.rank,
-        observed=float(signals.norm[i]),
-        expected=spike.expected,
-        score=spike.score,
-        cause="learning_rate_change" if spike.rate_ratio > 1 else spike.rule,
-    )
+def _overclipping(state: DiagnosisState, signals: Signals, i: int) -> list[Finding]:
+    kept = find_overclipping(state.clipping, float(signals.kept[i]))
+    if kept is None:
+        return []
+    return [
+        Finding(
+            kind="overclipping",
+            step=signals.steps[i],
+            onset_step=state.step_ago(STEPS_KEPT),
+            severity="info" if state.clipping.adaptive else "warning",
+            rank=signals.rank,
+            observed=kept,
+            expected=1.0,
+            score=0.1 / max(kept, 1e-9),
+            cause="threshold_too_low",
+        )
+    ]
 
 
-def _vanishing(signals: Signals, i: int, loss: Loss) -> Finding:
-    names = tuple(signals.names[c] for c in loss.columns)
-    return Finding(
-        kind="vanishing",
-        step=signals.steps[i],
-        onset_step=signals.steps[max(0, i - 0)],
-        severity="warning",
-        rank=signals.rank,
-        tensors=names,
-        first_tensor=names[-1],
-        observed=loss.observed,
-        expected=loss.expected,
-        score=1.0,
-        cause={"zero": "dead_layer", "low": "unknown", "depth": "initialisation"}[loss.rule],
-    )
+def _underflow(state: DiagnosisState, signals: Signals, rows: StepRows) -> list[Finding]:
+    return [
+        Finding(
+            kind="underflow",
+            step=underflow.step,
+            onset_step=underflow.step,
+            severity="warning",
+            rank=signals.rank,
+            tensors=tuple(signals.names[c] for c in underflow.columns),
+            first_tensor=signals.names[underflow.columns[-1]],
+            observed=underflow.share,
+            expected=0.0,
+            score=underflow.share / 0.5,
+            cause="loss_scale",
+        )
+        for underflow in find_underflow(state.clipping, rows, rows.histograms)
+    ]

@@ -20,15 +20,15 @@ SMALL_SAMPLE: Final = 8.0  # limits are 1 + 8/n times wider while the history is
 SPREAD_FLOOR: Final = 0.08  # of ln norm: gradients that are more even than that do not exist
 LOSS_FLOOR: Final = 0.02  # of the loss itself
 COSINE_FLOOR: Final = 0.05
-ALONE: Final = 7.5  # robust sigmas of ln norm that need no other witness
+ALONE: Final = 8.5  # robust sigmas of ln norm that need no other witness
 ALONE_MOST: Final = 12.0
-TOGETHER: Final = 3.5  # robust sigmas when norm and loss agree
+TOGETHER: Final = 4.0  # robust sigmas when norm and loss agree
 HEADROOM: Final = 1.3  # above the run's own largest innocent value
 PEAK_KEPT: Final = 0.5 ** (1 / 2000)  # that value is half forgotten after 2000 steps
 QUIET: Final = 10
 LASTING: Final = 3.5
 LASTING_OVER: Final = math.log(2.5)
-SHAPE: Final = 0.3
+SHAPE: Final = 0.4
 JUMP: Final = 2.0  # learning rate against the median of its last 16
 JUMP_STEPS: Final = 64
 SETTLED: Final = 32  # steps after which a new steady level is the usual one
@@ -62,6 +62,7 @@ class Spike:
     loss_sigmas: float
     cosine: float
     usual_cosine: float
+    same_direction: bool
     rate_ratio: float
     rate_step: int
 
@@ -195,6 +196,7 @@ def _judge(state: ExplodingState, x: Witness, norm: float, loss: float) -> Spike
         loss_sigmas=loss,
         cosine=x.cosine,
         usual_cosine=usual,
+        same_direction=scores["direction"] >= 1,
         rate_ratio=state.jump_ratio if state.jump_age <= JUMP_STEPS else 1.0,
         rate_step=state.jump_step,
     )

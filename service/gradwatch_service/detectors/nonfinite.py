@@ -24,9 +24,8 @@ class NonfiniteRow:
         counts: [T] NaN and Inf elements.
         nans: [T] NaN elements, or None when they are not told apart.
         skipped: The optimizer step was not applied.
-        scale_managed: A loss scale is reported, and it did not fall in the steps before: one
-            skipped overflow is then how dynamic loss scaling finds its scale.
-        since: Non-finite steps that were not reported (``every=k``).
+        scale_managed: A loss scaler is at work: a few skipped overflows are how it finds its scale.
+        after_exploding: The gradient exploded in the steps before.
     """
 
     step: int
@@ -35,7 +34,7 @@ class NonfiniteRow:
     nans: NDArray[Any] | None = None
     skipped: bool = False
     scale_managed: bool = False
-    since: int = 0
+    after_exploding: bool = False
 
 
 def find_nonfinite(row: NonfiniteRow, names: Sequence[str]) -> Finding | None:
@@ -54,7 +53,13 @@ def find_nonfinite(row: NonfiniteRow, names: Sequence[str]) -> Finding | None:
     only_inf = row.nans is not None and not (row.nans[bad] > 0).any()
     harmless = row.scale_managed and row.skipped
     severity: Severity = "info" if harmless else "critical"
-    cause = "loss_scale" if harmless else "overflow" if only_inf else "unknown"
+    cause = "unknown"
+    if harmless:
+        cause = "loss_scale"
+    elif row.after_exploding:
+        cause = "after_exploding"
+    elif only_inf:
+        cause = "overflow"
     return Finding(
         kind="nonfinite",
         step=row.step,

@@ -40,6 +40,7 @@ class Signals:
         present: [n, T] the tensor had a gradient.
         nonfinite: [n, T] NaN and Inf elements, or None where no tensor is known.
         nans: [n, T] NaN elements, or None.
+        weight_norms: [n, T] norms of the parameters, or None.
     """
 
     steps: list[int]
@@ -59,6 +60,7 @@ class Signals:
     present: NDArray[np.bool_]
     nonfinite: NDArray[Any] | None
     nans: NDArray[Any] | None
+    weight_norms: Floats | None
 
 
 def read_signals(rows: StepRows) -> Signals:
@@ -87,6 +89,7 @@ def read_signals(rows: StepRows) -> Signals:
         present=present,
         nonfinite=rows.tensors.get("nonfinite_count"),
         nans=rows.tensors.get("nan_count"),
+        weight_norms=_weight_norms(rows),
     )
 
 
@@ -98,6 +101,11 @@ def global_norm_after(rows: StepRows) -> Floats:
     wide = np.asarray(after, np.float64)
     total: Floats = np.sqrt(np.einsum("nt,nt->n", wide, wide))
     return total
+
+
+def _weight_norms(rows: StepRows) -> Floats | None:
+    column = rows.tensors.get("weight_norm")
+    return None if column is None or not column.shape[1] else np.asarray(column, np.float64)
 
 
 def _present(rows: StepRows, norms: Floats) -> NDArray[np.bool_]:

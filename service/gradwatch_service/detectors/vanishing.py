@@ -18,7 +18,7 @@ ZERO_STEPS: Final = 2
 LOW: Final = math.log(1e-2)
 LOW_STEPS: Final = 4
 DEPTH_LOW: Final = math.log(2e-3)  # of the largest root mean square among the weights
-DEPTH_STEPS: Final = 10
+DEPTH_STEPS: Final = 6
 DEPTH_LAST: Final = 60  # the rule by depth looks at the first steps only
 DEPTH_NUMEL: Final = 32
 
