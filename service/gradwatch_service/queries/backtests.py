@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradwatch_service.measures import global_norm, nonfinite_count
+from gradwatch_service.queries.histograms import merged
 from gradwatch_service.queries.reading import Selection, blocks, select
-from gradwatch_service.recommenders.backtest import Backtest, backtest_norm
+from gradwatch_service.recommenders.backtest import Backtest, backtest_norm, backtest_value
+from gradwatch_service.recommenders.magnitudes import edges
+from gradwatch_service.recommenders.ratio import ratios
 from gradwatch_service.rows import StepRows
 from gradwatch_service.store.base import Store
 
@@ -21,7 +24,6 @@ Floats = NDArray[np.float64]
 Steps = NDArray[np.int64]
 
 MOST_THRESHOLDS = 256
-SMALLEST_WEIGHT = 1e-3  # as in AGC's own rule: a weight near zero must not make a ratio infinite
 CONTENTS = {
     "norm": ("norm",),
     "per_tensor": ("norm", "present"),
@@ -33,7 +35,7 @@ CONTENTS = {
 class Retrospect:
     """What to try on which steps; the steps of the newest attempts unless one is named."""
 
-    policy: Literal["norm", "per_tensor", "agc"]
+    policy: Literal["norm", "value", "per_tensor", "agc"]
     thresholds: tuple[float, ...]
     grid: int | None = None
     start: int | None = None
@@ -67,6 +69,8 @@ def backtest(store: Store, run: str, asked: Retrospect) -> dict[str, Any]:
         UnknownAttemptError: No such attempt.
     """
     found = select(store, run, attempt=asked.attempt, optimizer=asked.optimizer)
+    if asked.policy == "value":
+        return _value(store, found, asked)
     record = _record(store, found, asked)
     thresholds = asked.thresholds or _grid(record.values, asked.grid or 2)
     incidents = _incidents(store, run, found)
@@ -76,14 +80,54 @@ def backtest(store: Store, run: str, asked: Retrospect) -> dict[str, Any]:
         clipped = record.steps[np.unique(record.step_of[record.values > threshold])]
         touched = [i["id"] for i in incidents if _touches(i, clipped)]
         results.append({**tried, "incidents": touched})
+    return _answer(found, asked, record.steps, _reasons(record), results)
+
+
+def _value(store: Store, found: Selection, asked: Retrospect) -> dict[str, Any]:
+    """The same for a limit on every element, from the histograms of the finite steps."""
+    whole = merged(store, found, start=asked.start, end=asked.end)
+    finite = _record(store, found, replace(asked, policy="norm")).steps
+    if whole is None:
+        codes = ["unknown_policy_data" if len(finite) else "too_few_steps"]
+        nothing = [_nothing(t) | {"incidents": []} for t in asked.thresholds]
+        return _answer(found, asked, finite[:0], codes, nothing)
+    kept = np.isin(whole.steps, finite) & whole.counts.any(axis=1)
+    steps, counts = whole.steps[kept], whole.counts[kept]
+    bounds = edges(whole.bins_per_octave, whole.lowest_exponent)
+    incidents = _incidents(store, found.run, found)
+    results = []
+    for threshold in asked.thresholds or _grid(_filled(counts, bounds), asked.grid or 2):
+        tried = backtest_value(counts, bounds, threshold)
+        if tried is None:
+            results.append(_nothing(threshold) | {"incidents": []})
+            continue
+        clipped = steps[counts[:, bounds[1:] > threshold].any(axis=1)]
+        touched = [i["id"] for i in incidents if _touches(i, clipped)]
+        results.append({**asdict(tried), "incidents": touched})
+    return _answer(found, asked, steps, ["ok"] if len(steps) else ["too_few_steps"], results)
+
+
+def _filled(counts: Floats, bounds: Floats) -> Floats:
+    """Edges between which there are elements: where thresholds make a difference."""
+    used = np.flatnonzero(counts.any(axis=0))
+    return bounds[used[0] : used[-1] + 2] if len(used) else bounds[:0]
+
+
+def _answer(
+    found: Selection,
+    asked: Retrospect,
+    steps: Steps,
+    reasons: list[str],
+    results: list[dict[str, Any]],
+) -> dict[str, Any]:
     return {
-        "run": run,
+        "run": found.run,
         "policy": asked.policy,
         "attempt": found.attempt,
         "optimizer": found.optimizer,
-        "first_step": int(record.steps[0]) if len(record.steps) else None,
-        "last_step": int(record.steps[-1]) if len(record.steps) else None,
-        "reasons": _reasons(record),
+        "first_step": int(steps[0]) if len(steps) else None,
+        "last_step": int(steps[-1]) if len(steps) else None,
+        "reasons": reasons,
         "results": results,
     }
 
@@ -119,7 +163,7 @@ def _part(rows: StepRows, policy: str) -> Record:
     there = _matrix(rows, "present", missing=1.0)[kept] != 0
     values = norms
     if policy == "agc":
-        values = norms / np.maximum(_matrix(rows, "weight_norm")[kept], SMALLEST_WEIGHT)
+        values = ratios(norms, _matrix(rows, "weight_norm")[kept])
     there &= np.isfinite(values)
     return Record(steps, values[there], norms[there], np.nonzero(there)[0])
 
@@ -134,10 +178,11 @@ def _matrix(rows: StepRows, name: str, missing: float = np.nan) -> Floats:
 def _try(record: Record, threshold: float) -> dict[str, Any]:
     """The result of one threshold; over (step, tensor) pairs where tensors are clipped singly."""
     tried = backtest_norm(record.values, threshold, scaled=record.weights)
-    if tried is None:
-        names = Backtest.__slots__
-        return dict.fromkeys(names) | {"threshold": threshold, "steps": 0}
-    return asdict(tried) | {"steps": len(record.steps)}
+    return _nothing(threshold) if tried is None else asdict(tried) | {"steps": len(record.steps)}
+
+
+def _nothing(threshold: float) -> dict[str, Any]:
+    return dict.fromkeys(Backtest.__slots__) | {"threshold": threshold, "steps": 0}
 
 
 def _grid(values: Floats, number: int) -> tuple[float, ...]:

@@ -72,7 +72,7 @@ def select(
     if not streams:
         return Selection(run, newest if attempt is None else attempt, None, ())
     names = sorted({s.optimizer for s in streams})
-    chosen = optimizer or ("default" if "default" in names else names[0])
+    chosen = optimizer or _speaks_for_the_run(streams, names)
     if chosen not in names:
         raise invalid("optimizer", unknown_name("optimizer", chosen, names))
     streams = [s for s in streams if s.optimizer == chosen]
@@ -123,6 +123,13 @@ def unknown_name(kind: str, name: str, known: Sequence[str]) -> str:
     """A sentence that names what there is; never more than forty names."""
     shown = ", ".join(known[:40]) + (f" and {len(known) - 40} more" if len(known) > 40 else "")
     return f"no {kind} {name!r}; known: {shown or 'none yet'}."
+
+
+def _speaks_for_the_run(streams: Sequence[Stream], names: Sequence[str]) -> str:
+    """``default``, else the first by name; those that have reported come before the others."""
+    reported = {s.optimizer for s in streams if s.first_step is not None}
+    candidates = [name for name in names if name in reported] or names
+    return "default" if "default" in candidates else candidates[0]
 
 
 def _one_per_attempt(streams: Sequence[Stream], rank: int | None) -> list[Stream]:

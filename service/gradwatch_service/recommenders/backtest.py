@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Backtest", "backtest_norm"]
+from gradwatch_service.recommenders.magnitudes import elements_above, removed_share
+
+__all__ = ["Backtest", "ElementBacktest", "backtest_norm", "backtest_value"]
 
 Floats = NDArray[np.float64]
 
@@ -62,4 +64,44 @@ def backtest_norm(
         mean_coefficient=float(coefficients.mean()),
         norm_removed_share=1 - float(kept.sum()) / total if total > 0 else 0.0,
         energy_removed_share=1 - float(kept @ kept) / energy if energy > 0 else 0.0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ElementBacktest(Backtest):
+    """The same for a limit on every element, as far as magnitude histograms tell.
+
+    ``clipped_share`` is the share of steps in which an element may exceed the threshold, a step's
+    coefficient the norm after clipping over the norm before.
+
+    Attributes:
+        clipped_elements_share: Share of the non-zero elements above the threshold.
+    """
+
+    clipped_elements_share: float
+
+
+def backtest_value(counts: Floats, bounds: Floats, threshold: float) -> ElementBacktest | None:
+    """Hold every element in [-threshold, +threshold]; None without a histogram.
+
+    Args:
+        counts: [h, bins] non-empty histograms of finite steps.
+        bounds: [bins + 1] bin edges.
+        threshold: Finite and above 0.
+    """
+    if not len(counts):
+        return None
+    low, high = bounds[:-1], bounds[1:]
+    energy = counts @ ((high**2 - low**2) / (2 * np.log(high / low)))
+    removed = removed_share(counts, bounds, np.full(len(counts), threshold))
+    coefficients = np.sqrt(np.clip(1 - removed, 0, 1))
+    norms = np.sqrt(energy)
+    return ElementBacktest(
+        threshold=threshold,
+        steps=len(counts),
+        clipped_share=float(np.mean(counts[:, high > threshold].any(axis=1))),
+        mean_coefficient=float(coefficients.mean()),
+        norm_removed_share=1 - float(coefficients @ norms) / float(norms.sum()),
+        energy_removed_share=float(removed @ energy) / float(energy.sum()),
+        clipped_elements_share=elements_above(counts.sum(axis=0), bounds, threshold),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from gradwatch_service.recommenders.base import Asked, Status
 from gradwatch_service.recommenders.magnitudes import (
     edges,
+    elements_above,
     limit_bounds,
     limit_for,
     removed_share,
@@ -121,14 +121,6 @@ WORDS = {
     "nonfinite_flood": "more than half of the last 20 steps were not finite",
     "tensor_all_zero": "every element was zero",
 }
-
-
-def elements_above(counts: Floats, bounds: Floats, limit: float) -> float:
-    """Share of the non-zero elements above the limit, spread evenly in ln |g| inside bins."""
-    low, high = np.log(bounds[:-1]), np.log(bounds[1:])
-    part = np.clip((high - math.log(limit)) / (high - low), 0, 1)
-    total = float(counts.sum())
-    return float(counts @ part) / total if total else 0.0
 
 
 def _missing(history: MagnitudeHistory) -> str | None:

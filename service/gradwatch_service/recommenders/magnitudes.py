@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["OCTAVES", "aligned", "edges", "limit_bounds", "limit_for", "removed_share"]
+__all__ = [
+    "OCTAVES",
+    "aligned",
+    "edges",
+    "elements_above",
+    "limit_bounds",
+    "limit_for",
+    "removed_share",
+]
 
 Floats = NDArray[np.float64]
 
@@ -63,6 +71,14 @@ def removed_share(counts: Floats, bounds: Floats, limits: Floats) -> Floats:
     total = energy.sum(axis=1)
     share: Floats = np.divide(above.sum(axis=1), total, out=np.zeros(len(total)), where=total > 0)
     return share
+
+
+def elements_above(counts: Floats, bounds: Floats, limit: float) -> float:
+    """Share of the non-zero elements above the limit, spread evenly in ln |g| inside bins."""
+    low, high = np.log(bounds[:-1]), np.log(bounds[1:])
+    part = np.clip((high - np.log(limit)) / (high - low), 0, 1)
+    total = float(counts.sum())
+    return float(counts @ part) / total if total else 0.0
 
 
 def limit_for(counts: Floats, bounds: Floats, share: float) -> Floats:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from gradwatch_service.access import VisibleRun
 from gradwatch_service.problems import invalid
 from gradwatch_service.queries.answers import json_answer
 from gradwatch_service.queries.backtests import MOST_THRESHOLDS, Retrospect, backtest
+from gradwatch_service.queries.questions import documented, read_as
+from gradwatch_service.schemas import PROBLEMS
 from gradwatch_service.wiring import ServiceDep
 
 router = APIRouter(tags=["recommendation"])
@@ -23,7 +25,7 @@ class Question(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    policy: Literal["norm", "per_tensor", "agc"] = "norm"
+    policy: Literal["norm", "value", "per_tensor", "agc"] = "norm"
     threshold: Threshold | None = None
     thresholds: list[Threshold] | None = Field(None, min_length=1, max_length=MOST_THRESHOLDS)
     grid: int | None = Field(
@@ -35,8 +37,12 @@ class Question(BaseModel):
     optimizer: str | None = Field(None, max_length=512)
 
 
-@router.post("/api/v1/runs/{run}/backtest")
-def post_backtest(body: Question, service: ServiceDep, record: VisibleRun) -> Response:
+@router.post("/api/v1/runs/{run}/backtest", openapi_extra=documented(Question), responses=PROBLEMS)
+def post_backtest(
+    body: Annotated[Question, Depends(read_as(Question))],
+    service: ServiceDep,
+    record: VisibleRun,
+) -> Response:
     """Try thresholds on every finite recorded step, in float64 over the stored float32 values.
 
     Says what would have been clipped, never what will be: the next steps differ.

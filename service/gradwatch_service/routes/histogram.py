@@ -12,6 +12,7 @@ from gradwatch_service.problems import invalid
 from gradwatch_service.queries.answers import cacheable
 from gradwatch_service.queries.histograms import merged
 from gradwatch_service.queries.reading import Selection, select, unknown_name
+from gradwatch_service.schemas import PROBLEMS
 from gradwatch_service.wiring import ServiceDep
 from gradwatch_wire import TensorInfo
 
@@ -20,7 +21,7 @@ router = APIRouter(tags=["steps"])
 Step = Annotated[int | None, Query(ge=0, le=2**62)]
 
 
-@router.get("/api/v1/runs/{run}/histogram")
+@router.get("/api/v1/runs/{run}/histogram", responses=PROBLEMS)
 def get_histogram(
     *,
     request: Request,

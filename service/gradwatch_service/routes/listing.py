@@ -9,13 +9,14 @@ from fastapi import APIRouter, Query, Request, Response
 from gradwatch_service.access import Reader, VisibleRun
 from gradwatch_service.problems import invalid
 from gradwatch_service.queries.answers import cacheable
+from gradwatch_service.schemas import PROBLEMS
 from gradwatch_service.store.base import RunRecord
 from gradwatch_service.wiring import Service, ServiceDep
 
 router = APIRouter(tags=["runs"])
 
 
-@router.get("/api/v1/runs")
+@router.get("/api/v1/runs", responses=PROBLEMS)
 def list_runs(
     *,
     request: Request,
@@ -44,7 +45,7 @@ def list_runs(
     return cacheable(request, {"items": items, "next_cursor": page.next_cursor})
 
 
-@router.get("/api/v1/runs/{run}")
+@router.get("/api/v1/runs/{run}", responses=PROBLEMS)
 def get_run(request: Request, service: ServiceDep, record: VisibleRun) -> Response:
     """What is known of one run."""
     streams = service.store.streams(record.run)

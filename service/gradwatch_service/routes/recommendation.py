@@ -6,16 +6,18 @@ import time
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from gradwatch_service.access import Reader, VisibleRun
 from gradwatch_service.problems import ServiceError, invalid
 from gradwatch_service.queries.answers import cacheable, json_answer
+from gradwatch_service.queries.questions import documented, read_as
 from gradwatch_service.queries.recommendations import Policy, recommendation
 from gradwatch_service.recommenders.answer import answer_norm
 from gradwatch_service.recommenders.base import Asked, BadQuestion, Preference
 from gradwatch_service.recommenders.norm import advance_norms, initial_state
+from gradwatch_service.schemas import PROBLEMS
 from gradwatch_service.wiring import ServiceDep
 
 router = APIRouter(tags=["recommendation"])
@@ -43,7 +45,7 @@ class Norms(BaseModel):
     max: float | None = None
 
 
-@router.get("/api/v1/runs/{run}/recommendation")
+@router.get("/api/v1/runs/{run}/recommendation", responses=PROBLEMS)
 def get_recommendation(
     *,
     request: Request,
@@ -76,8 +78,8 @@ def get_recommendation(
     return cacheable(request, given)
 
 
-@router.post("/api/v1/recommend")
-def post_recommend(body: Norms, _: Reader) -> Response:
+@router.post("/api/v1/recommend", openapi_extra=documented(Norms), responses=PROBLEMS)
+def post_recommend(body: Annotated[Norms, Depends(read_as(Norms))], _: Reader) -> Response:
     """The same answer for norms that are sent along; nothing is stored."""
     asked = _asked(body.preference, body.default, body.min, body.max)
     return json_answer(recommend_for(body, asked))

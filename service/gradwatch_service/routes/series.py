@@ -28,6 +28,7 @@ from gradwatch_service.queries.quantities import (
 from gradwatch_service.queries.reading import Selection, blocks, select, unknown_name
 from gradwatch_service.queries.series import Pieces, bucketed, joined
 from gradwatch_service.rows import StepRows
+from gradwatch_service.schemas import PROBLEMS
 from gradwatch_service.store.base import Store
 from gradwatch_service.wiring import ServiceDep
 from gradwatch_wire import TensorInfo
@@ -56,7 +57,7 @@ class Series(BaseModel):
     nonfinite_count: list[int] = Field(description="Gradient elements that were not finite.")
 
 
-@router.get("/api/v1/runs/{run}/series", response_model=Series)
+@router.get("/api/v1/runs/{run}/series", response_model=Series, responses=PROBLEMS)
 def get_series(
     *,
     request: Request,

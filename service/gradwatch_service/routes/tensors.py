@@ -13,6 +13,7 @@ from gradwatch_service.queries.answers import cacheable
 from gradwatch_service.queries.quantities import tensor_quantity
 from gradwatch_service.queries.reading import Selection, blocks, select
 from gradwatch_service.rows import StepRows
+from gradwatch_service.schemas import PROBLEMS
 from gradwatch_service.store.base import Store
 from gradwatch_service.wiring import ServiceDep
 
@@ -21,7 +22,7 @@ router = APIRouter(tags=["steps"])
 DERIVED = {"rms": "norm", "clip_fraction": "clipped_count", "zero_fraction": "zero_count"}
 
 
-@router.get("/api/v1/runs/{run}/tensors")
+@router.get("/api/v1/runs/{run}/tensors", responses=PROBLEMS)
 def get_tensors(
     *,
     request: Request,
