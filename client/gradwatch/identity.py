@@ -10,17 +10,44 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
+from typing import Protocol
 
 import torch.distributed as dist
 
-from gradwatch.errors import WatchError
+from gradwatch.console import LogOnce
 
-__all__ = ["Identity", "identify"]
+__all__ = ["Identity", "RankStore", "default_store", "identify"]
 
 # Watches are numbered per process so that the n-th one on every rank shares one key in the store.
 _watches = count()
 # A rank that never calls watch() must not hold the others for the store's own timeout (minutes).
 _PATIENCE = timedelta(seconds=60)
+
+
+class RankStore(Protocol):
+    """The part of torch's key-value store that is used here; some builds of torch have none."""
+
+    def set(self, key: str, value: str, /) -> None:
+        """Set a key."""
+
+    def get(self, key: str, /) -> bytes:
+        """Wait for a key and return its value."""
+        ...
+
+    def add(self, key: str, amount: int, /) -> int:
+        """Add to a counter, 0 at first; return it."""
+        ...
+
+    def check(self, keys: list[str], /) -> bool:
+        """Say whether all keys are there, without waiting."""
+        ...
+
+    def wait(self, keys: list[str], timeout: timedelta, /) -> None:
+        """Wait for keys."""
+
+    def delete_key(self, key: str, /) -> bool:
+        """Forget a key; say whether it was there."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +62,8 @@ class Identity:
         project: Project the run belongs to.
         name: Name for people, or None.
         tags: Labels for people, name to text.
+        replica: Whether rank 0 holds the same tensors: it reports for all then.
+        shared: Whether run and session are agreed between the ranks; always true for one rank.
     """
 
     run: str
@@ -44,6 +73,8 @@ class Identity:
     project: str = "default"
     name: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+    replica: bool = False
+    shared: bool = True
 
 
 def identify(
@@ -52,6 +83,8 @@ def identify(
     project: str = "default",
     name: str | None = None,
     tags: Mapping[str, object] | None = None,
+    tensors: str = "",
+    log: LogOnce | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Identity:
     """Settle run id and session for this process.
@@ -65,19 +98,21 @@ def identify(
         project: Project name.
         name: Name for people; also the beginning of a run id made up here.
         tags: Labels; values are turned into text.
+        tensors: Stands for this rank's tensors; ranks with rank 0's are its replicas.
+        log: Tells what the ranks do not agree on.
         environment: Read instead of ``os.environ``.
 
     Returns:
-        The same run and session on every rank of the job.
-
-    Raises:
-        WatchError: The ranks were started with different run ids, or rank 0 never called watch().
+        The same run and session on every rank of the job. Where that cannot be had, ``shared`` is
+        False on the ranks above 0, which then had better not report.
     """
     env = os.environ if environment is None else environment
     rank, world_size = _place(env)
     wanted = run or _elastic_run(env)
-    mine = {"run": wanted or _made_up(name), "session": secrets.token_hex(8)}
-    agreed = _share(mine, rank, wanted) if world_size > 1 and _grouped() else mine
+    mine = {"run": wanted or _made_up(name), "session": secrets.token_hex(8), "tensors": tensors}
+    agreed = mine
+    if world_size > 1:
+        agreed = _share(mine, rank, wanted, log or LogOnce())
     return Identity(
         run=agreed["run"],
         session=agreed["session"],
@@ -86,6 +121,8 @@ def identify(
         project=project,
         name=name,
         tags={str(key): str(value) for key, value in (tags or {}).items()},
+        replica=rank > 0 and agreed is not mine and agreed["tensors"] == tensors,
+        shared=rank == 0 or agreed is not mine,
     )
 
 
@@ -115,25 +152,43 @@ def _made_up(name: str | None) -> str:
     return f"{plain or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
-def _share(mine: dict[str, str], rank: int, wanted: str | None) -> dict[str, str]:
+def _share(mine: dict[str, str], rank: int, wanted: str | None, log: LogOnce) -> dict[str, str]:
     """Let rank 0 decide, through the store of the default process group."""
-    # The store has no public accessor; it is what torch's own rendezvous and FSDP checks use.
-    store = dist.distributed_c10d._get_default_store()
+    store = default_store()
+    if store is None:
+        if rank > 0:
+            log(
+                "no group",
+                f"rank {rank}: there is no process group yet, so rank 0 reports alone. Call "
+                "gradwatch.watch() after torch.distributed.init_process_group().",
+            )
+        return mine
     key = f"gradwatch/identity/{next(_watches)}"
     if rank == 0:
         store.set(key, json.dumps(mine))
         return mine
     try:
         store.wait([key], _PATIENCE)
-    except RuntimeError as error:  # DistStoreError, a timeout
-        raise WatchError(
-            f"rank {rank} waited {_PATIENCE.seconds} s for rank 0 to call gradwatch.watch(). "
-            "Call it on every rank, after init_process_group, in the same order."
-        ) from error
-    agreed: dict[str, str] = json.loads(store.get(key))
+        agreed: dict[str, str] = json.loads(store.get(key))
+    except RuntimeError as error:  # a timeout, a store that is gone
+        log(
+            "no rank 0",
+            f"rank {rank} waited {_PATIENCE.seconds} s for rank 0 to call gradwatch.watch() and does "
+            f"not report ({error}). Call it on every rank, in the same order.",
+        )
+        return mine
     if wanted is not None and wanted != agreed["run"]:
-        raise WatchError(
-            f"rank {rank} was given the run id {wanted!r}, rank 0 {agreed['run']!r}. "
-            "Give every rank the same one, or none."
+        log(
+            "two runs",
+            f"rank {rank} was given the run id {wanted!r}, rank 0 {agreed['run']!r}; rank 0's counts.",
         )
     return agreed
+
+
+def default_store() -> RankStore | None:
+    """Return the key-value store of the default process group; None without a group."""
+    if not _grouped():
+        return None
+    # The store has no public accessor; it is what torch's own rendezvous and FSDP checks use.
+    store: RankStore = dist.distributed_c10d._get_default_store()
+    return store

@@ -8,6 +8,7 @@ from typing import Any
 from gradwatch.advice import Advice, accept
 from gradwatch.clipping.clipper import Clipper
 from gradwatch.clipping.policies import Norm, Policy, Recommended, Value, walk
+from gradwatch.watching.agreement import Agreement
 
 __all__ = ["Following", "recommended_part"]
 
@@ -30,35 +31,47 @@ class Following:
         part: The policy that follows.
         clipper: Told the new threshold.
         newest: Returns the newest recommendation that has arrived; None before the first.
+        agreement: Joins the ranks of a data-parallel job; None for one rank.
     """
 
     part: Recommended
     clipper: Clipper
     newest: Newest
+    agreement: Agreement | None = None
     current: Advice | None = None
     moved_at: int = 0
+    _planned: Advice | None = None
 
     def __call__(self, step: int) -> None:
         """Move the threshold if this step is a boundary and the service has advice."""
         if step % self.part.interval:
             return
+        advice = self._decide(step)
+        if self.agreement is not None:
+            # Decisions that are on their way are what the next one is measured against.
+            self._planned = advice or self._planned
+            advice = self.agreement.exchange(step // self.part.interval, advice)
+        if advice is not None:
+            self.clipper.follow(advice.threshold, advice.version)
+            self.current = advice
+
+    def _decide(self, step: int) -> Advice | None:
         base = self.part.base
         recommendation = self.newest()
         if recommendation is None or not isinstance(base, Norm | Value):
-            return
+            return None
         in_force = base.max_norm if isinstance(base, Norm) else base.limit
-        current = self.current or Advice(in_force, 0)
         advice = accept(
             recommendation,
             policy=base.kind,
-            current=current,
+            current=self._planned or self.current or Advice(in_force, 0),
             minimum=self.part.minimum or 0.0,
             maximum=self.part.maximum or math.inf,
             steps=step - self.moved_at,
         )
         if advice is not None:
-            self.clipper.follow(advice.threshold, advice.version)
-            self.current, self.moved_at = advice, step
+            self.moved_at = step
+        return advice
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is in force."""

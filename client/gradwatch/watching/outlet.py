@@ -92,11 +92,6 @@ class Outlet:
             self._say(line)
 
     @property
-    def recommendation(self) -> Mapping[str, Any] | None:
-        """The newest recommendation that has arrived; None before the first."""
-        return self.reporter.recommendation
-
-    @property
     def address(self) -> str:
         """Where a person can look: the run's page, or the spool."""
         if self.settings.mode == "online" and self._reached:

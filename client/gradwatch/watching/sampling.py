@@ -25,7 +25,7 @@ class Sampling:
     def __init__(self, name: str, optimizer: Optimizer, every: int) -> None:
         self._name = name
         self._optimizer = optimizer
-        self._every = every
+        self.every = every
         self._previous: float | None = None
         self._steps_since = 0
         self._nonfinite_since: Tensor | None = None
@@ -43,9 +43,9 @@ class Sampling:
             begun: ``time.perf_counter()`` when the hook was entered.
         """
         previous, self._previous = self._previous, begun
-        if self._every > 1:
+        if self.every > 1:
             self._count(stats)
-        if step % self._every:
+        if step % self.every:
             return None
         scalars = self._since()
         scalars.update(extra)

@@ -14,17 +14,20 @@ from gradwatch.clipping.clipper import Clipper
 from gradwatch.clipping.policies import Norm, Policy, Value, as_policy, policy_to_json
 from gradwatch.console import LogOnce
 from gradwatch.errors import WatchError
-from gradwatch.identity import Identity, identify
+from gradwatch.identity import Identity, default_store, identify
 from gradwatch.reporting.reporter import Reporter
 from gradwatch.settings import Settings, resolve
 from gradwatch.version import __version__
+from gradwatch.watching.agreement import Agreement
 from gradwatch.watching.following import Following, recommended_part
 from gradwatch.watching.hooks import StepHook, unwrap_optimizer
 from gradwatch.watching.layout import Layout, Names, Parameters, patterns, unwrap_model
 from gradwatch.watching.outlet import Outlet
+from gradwatch.watching.replicas import check_interval
 from gradwatch.watching.sampling import Sampling
 from gradwatch.watching.tracked import Tracked
 from gradwatch.watching.watch import Watch
+from gradwatch_wire import manifest_hash
 
 __all__ = ["watch"]
 
@@ -146,18 +149,26 @@ def watch(
         each.grow()
         _warn_unrelated(each, names, log)
     identity = identify(
-        run=settings.run, project=settings.project, name=name, tags=_tags(model, tags)
+        run=settings.run,
+        project=settings.project,
+        name=name,
+        tags=_tags(model, tags),
+        tensors="/".join(manifest_hash(t.name, t.layout.tensors) for t in tracked),
+        log=log,
     )
     made = Watch(
         settings=settings,
         identity=identity,
         tracked=tracked,
-        outlet=_outlet(settings, identity, policy),
+        outlet=_outlet(settings, identity, policy, on_incident),
         log_once=log,
         stop_after=limit,
     )
     for each in tracked:
-        each.following = _following(policy, each.clipper, made.outlet, log)
+        each.following = _following(policy, each, made)
+        if identity.world_size > 1 and identity.shared:
+            each.check_every = check_interval(settings.every)
+            each.sampling.every = each.check_every if identity.replica else settings.every
         _attach(made, each)
     if (loops := scaler if scaler is not None else _visible_scaler(optimizer)) is not None:
         made.use_scaler(loops)
@@ -244,27 +255,47 @@ def _tags(model: nn.Module | None, tags: Mapping[str, object] | None) -> dict[st
     return {**known, **(tags or {})}
 
 
-def _outlet(settings: Settings, identity: Identity, policy: Policy | None) -> Outlet | None:
-    # Replicated ranks hold the same gradients: rank 0 reports for all.
-    if settings.mode == "disabled" or identity.rank > 0:
+def _outlet(
+    settings: Settings,
+    identity: Identity,
+    policy: Policy | None,
+    on_incident: Callable[[dict[str, Any]], None] | None,
+) -> Outlet | None:
+    if settings.mode == "disabled" or not identity.shared:
         return None
     description = None if policy is None else policy_to_json(policy)
-    return Outlet(settings, identity, description, Reporter(settings, identity))
+    reporter = Reporter(settings, identity)
+    if on_incident is not None and identity.rank == 0:
+        reporter.on_incident(on_incident)
+    return Outlet(settings, identity, description, reporter)
 
 
-def _following(
-    policy: Policy | None, clipper: Clipper, outlet: Outlet | None, log: LogOnce
-) -> Following | None:
+def _following(policy: Policy | None, tracked: Tracked, made: Watch) -> Following | None:
     part = recommended_part(policy)
     if part is None:
         return None
     if not isinstance(part.base, Norm | Value):
-        log(
+        made.log_once(
             "following",
             f"clip.recommended({part.base.kind}(...)): the service recommends one number, for norm "
             "and value; the base threshold stays in force.",
         )
-    return Following(part, clipper, lambda: None if outlet is None else outlet.recommendation)
+    return Following(
+        part, tracked.clipper, made.newest_recommendation, _agreement(tracked.name, made)
+    )
+
+
+def _agreement(optimizer: str, made: Watch) -> Agreement | None:
+    identity, store = made.identity, default_store()
+    if identity.world_size == 1 or store is None:
+        return None
+    return Agreement(
+        store=store,
+        prefix=f"gradwatch/{identity.session}/{optimizer}",
+        rank=identity.rank,
+        world_size=identity.world_size,
+        log=made.log_once,
+    )
 
 
 def _attach(made: Watch, tracked: Tracked) -> None:

@@ -17,6 +17,7 @@ from gradwatch.watching.amp import rescale_, scale_of, take_over_unscaling_
 from gradwatch.watching.following import Following
 from gradwatch.watching.hooks import StepHook
 from gradwatch.watching.layout import Layout
+from gradwatch.watching.replicas import weight_checksum
 from gradwatch.watching.sampling import Sampling
 
 __all__ = ["SampleSink", "Tracked"]
@@ -49,6 +50,7 @@ class Tracked:
         outlet: Takes the samples; None on ranks and in modes that report nothing.
         following: Moves the threshold at step boundaries, where the policy follows the service.
         grad_scale: Reads the loop's loss scale, where there is one.
+        check_every: Steps between checksums of the weights, to notice ranks drifting apart; 0 for none.
         at_first_step: Called once, inside the first step that the hook sees.
     """
 
@@ -62,6 +64,7 @@ class Tracked:
     following: Following | None = None
     grad_scale: Callable[[], Scalar | None] | None = None
     at_first_step: Callable[["Tracked"], None] | None = None
+    check_every: int = 0
     hook: StepHook | None = None
     step: int = 0
     errors: int = 0
@@ -194,6 +197,10 @@ class Tracked:
             self._extra["skipped"] = torch.maximum(
                 stats.skipped, (scaling.found_inf > 0).to(stats.skipped)
             )
+        if self.check_every and number % self.check_every == 0:
+            checksum = weight_checksum(self.layout.parameters)
+            if checksum is not None:
+                self._extra["weight_checksum"] = checksum
         if self.grad_scale is not None and (scale := self.grad_scale()) is not None:
             self._extra["grad_scale"] = scale
         return stats

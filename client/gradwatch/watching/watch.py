@@ -273,6 +273,10 @@ class Watch:
         for tracked in self.tracked:
             tracked.grad_scale = self._scaler.scale
 
+    def newest_recommendation(self) -> Mapping[str, Any] | None:
+        """Return the newest recommendation that has arrived; None before the first, and above rank 0."""
+        return None if self.outlet is None else self.outlet.reporter.recommendation
+
     def _look_for_scaler(self, tracked: Tracked) -> None:
         """Find the loop's GradScaler inside the first step; say so when another one was given."""
         around = scaler_around()
