@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Pieces", "bucketed", "joined"]
+__all__ = ["Pieces", "bucketed", "joined", "rolled"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -100,32 +101,58 @@ def bucketed(pieces: Pieces, points: int) -> dict[str, list[float | int | None]]
     }
 
 
+def rolled(pieces: Pieces, level: int) -> Pieces:
+    """The pieces merged into ranges of ``level`` steps that begin at multiples of it.
+
+    A range without a piece is left out. Rolling up in one go or in several gives the same.
+    """
+    if not len(pieces):
+        return pieces
+    return _grouped(pieces, pieces.start // level)
+
+
+def _grouped(pieces: Pieces, group: Integers) -> Pieces:
+    """One piece per run of equal group numbers, which increase."""
+    at = np.flatnonzero(np.concatenate([[True], group[1:] != group[:-1]]))
+    last = np.concatenate([at[1:], [len(group)]]) - 1
+    return Pieces(
+        start=pieces.start[at],
+        end=pieces.end[last],
+        low=np.minimum.reduceat(pieces.low, at),
+        total=np.add.reduceat(pieces.total, at),
+        high=np.maximum.reduceat(pieces.high, at),
+        count=np.add.reduceat(pieces.count, at),
+        nonfinite=np.add.reduceat(pieces.nonfinite, at),
+    )
+
+
 def _merged(pieces: Pieces, points: int) -> Pieces:
-    """Exactly ``points`` buckets of equal width in step numbers, empty ones included."""
+    """At most ``points`` buckets of equal width in step numbers, empty ones included."""
     first, last = int(pieces.start[0]), int(pieces.end[-1])
     width = -(-(last - first + 1) // points)
     number = -(-(last - first + 1) // width)
     bucket = (pieces.start - first) // width
-    used, at = np.unique(bucket, return_index=True)
+    used = np.unique(bucket)
+    full = _grouped(pieces, bucket)
     starts = first + width * np.arange(number)
     return Pieces(
         start=starts,
         end=np.minimum(starts + width - 1, last),
-        low=_spread(np.minimum.reduceat(pieces.low, at), used, number, np.inf),
-        total=_spread(np.add.reduceat(pieces.total, at), used, number, 0.0),
-        high=_spread(np.maximum.reduceat(pieces.high, at), used, number, -np.inf),
-        count=_spread(np.add.reduceat(pieces.count, at), used, number, 0).astype(np.int64),
-        nonfinite=_spread(np.add.reduceat(pieces.nonfinite, at), used, number, 0.0),
+        low=_spread(full.low, used, number, np.inf),
+        total=_spread(full.total, used, number, 0.0),
+        high=_spread(full.high, used, number, -np.inf),
+        count=_spread(full.count, used, number, 0).astype(np.int64),
+        nonfinite=_spread(full.nonfinite, used, number, 0.0),
     )
 
 
-def _spread(values: NDArray[np.generic], used: Integers, number: int, empty: float) -> Floats:
+def _spread(values: NDArray[Any], used: Integers, number: int, empty: float) -> Floats:
     placed = np.full(number, empty, np.float64)
     placed[used] = values
     return placed
 
 
-def _columns(pieces: Pieces) -> tuple[NDArray[np.generic], ...]:
+def _columns(pieces: Pieces) -> tuple[NDArray[Any], ...]:
     return tuple(getattr(pieces, name) for name in Pieces.__slots__)
 
 
