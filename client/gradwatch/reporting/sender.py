@@ -92,17 +92,18 @@ class Sender:
         """Send one delivery; what became of it. Never raises."""
         verdict = Verdict(Action.DROP, "unknown manifest", reason="rejected")
         for _ in range(2):
+            unknown_run = verdict.action is Action.REGISTER and verdict.status == 404
             if delivery.manifest not in self._registered:
                 verdict = self._register(delivery.manifest)
                 if verdict.action is not Action.DONE:
                     return self._note(verdict)
+                if unknown_run and verdict.answer.get("created") is True:
+                    # The service has lost what it knew of this run: its deliveries begin anew.
+                    self._first_sequence = delivery.sequence
             verdict = self._send(delivery)
             if verdict.action is not Action.REGISTER:
                 return self._note(verdict)
             self._registered.clear()
-            if verdict.status == 404:
-                # The service knows nothing of this run any more: its deliveries begin anew.
-                self._first_sequence = delivery.sequence
         return self._note(Verdict(Action.DROP, verdict.why, reason="rejected"))
 
     def finish(self, status: str, *, until: float) -> bool:
