@@ -1,6 +1,6 @@
 """Which of the service's recommendations a threshold follows, and how fast. Pure."""
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -9,6 +9,7 @@ __all__ = ["MAX_FALL", "MAX_RISE_PER_STEP", "Advice", "accept"]
 
 MAX_FALL = 0.5
 MAX_RISE_PER_STEP = 0.001
+_MOST_STEPS = 100_000  # a rise by 10^43; more would overflow
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,9 @@ def accept(
             return None
         threshold = max(bounded, MAX_FALL * current.threshold)
     else:
-        threshold = min(bounded, current.threshold * (1 + MAX_RISE_PER_STEP) ** max(0, steps))
+        threshold = min(
+            bounded, current.threshold * (1 + MAX_RISE_PER_STEP) ** min(max(0, steps), _MOST_STEPS)
+        )
     # The threshold in force may lie outside bounds that a resumed job has narrowed.
     threshold = min(max(threshold, minimum), maximum)
     if threshold == current.threshold and version == current.version:
@@ -70,4 +73,9 @@ def accept(
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Compared, not converted: a whole number of JSON may be too large for any float.
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and abs(value) <= sys.float_info.max
+    )

@@ -213,7 +213,7 @@ class Background:
             self.recommendation = recommendation
         pause, every = answer.get("pause"), answer.get("every")
         if isinstance(pause, int | float) and pause > 0:
-            self._quiet_until = time.monotonic() + min(float(pause), _MOST_PAUSE_SECONDS)
+            self._quiet_until = time.monotonic() + float(min(pause, _MOST_PAUSE_SECONDS))
         if isinstance(every, int) and every >= 1:
             self._every = min(every, _MOST_EVERY)
         if self.callbacks.answer is not None:
