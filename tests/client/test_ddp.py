@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from tests.client.collector import collect
 from tests.client.ranks import run_ranks
 from torch import nn
