@@ -44,7 +44,11 @@ class Rest:
         parts = urllib.parse.urlsplit(self.url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise CommandError(f"{self.url!r} is no address such as {DEFAULT_URL}", code=2)
-        exposed = parts.scheme == "http" and parts.hostname not in LOOPBACK
+        # This machine is never asked through a proxy.
+        local = parts.hostname in LOOPBACK
+        proxies = urllib.request.ProxyHandler({} if local else None)
+        self._opener = urllib.request.build_opener(proxies)
+        exposed = parts.scheme == "http" and not local
         if self._token and exposed and os.environ.get("GRADWATCH_INSECURE") != "1":
             raise CommandError(
                 f"the token would travel unencrypted to {parts.hostname}: use https, or allow it "
@@ -73,14 +77,15 @@ class Rest:
     @contextmanager
     def _open(self, path: str, body: Mapping[str, Any] | None = None) -> Iterator[IO[bytes]]:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if self._token:
-            headers["Authorization"] = f"Bearer {self._token}"
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(  # noqa: S310 - the scheme was checked above
             f"{self.url}/api/v1{path}", data=data, headers=headers
         )
+        if self._token:
+            # Unredirected: a redirect must not carry the token elsewhere.
+            request.add_unredirected_header("Authorization", f"Bearer {self._token}")
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout) as answer:  # noqa: S310
+            with self._opener.open(request, timeout=self._timeout) as answer:
                 yield answer
         except urllib.error.HTTPError as error:
             raise refusal(error) from error

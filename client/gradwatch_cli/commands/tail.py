@@ -33,6 +33,8 @@ def command(
         elif name == "incident":
             for line, colour in card(data):
                 out.print(line, style=colour, markup=False)
+        elif name == "threshold":
+            out.print(f"threshold {number(data.get('threshold'))}  ({data.get('status')})")
         else:
             words = ", ".join(f"{k} {v}" for k, v in data.items())
             out.print(f"{name}: {words}", markup=False)

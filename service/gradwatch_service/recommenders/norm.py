@@ -195,11 +195,11 @@ def _targets(past: Floats, logs: Floats) -> Floats:
 def alarm_level(ordered: Floats, counts: Steps) -> Floats:
     """[n] ln of the norm that counts as a spike: median + max(5 s k, ln 3), with k = 1 + 30/n.
 
-    A small window widens the limit through k.
+    A small window widens the limit through k, up to a thousand times the median.
     """
     centre = quantile(ordered, counts, 0.5)
     spread = log_spread(ordered, counts, centre)
-    return centre + np.maximum(5 * spread * (1 + 30 / counts), math.log(3))
+    return centre + np.clip(5 * spread * (1 + 30 / counts), math.log(3), math.log(1000))
 
 
 class NormRecommender:
