@@ -28,8 +28,9 @@ PEAK_KEPT: Final = 0.5 ** (1 / 2000)  # that value is half forgotten after 2000 
 QUIET: Final = 10
 LASTING: Final = 3.5
 LASTING_OVER: Final = math.log(2.5)
+REPEATED: Final = 6.0
 SHAPE: Final = 0.4
-JUMP: Final = 2.0  # learning rate against the median of its last 16
+JUMP: Final = 2.0  # learning rate against the highest of its last 16
 JUMP_STEPS: Final = 64
 SETTLED: Final = 32  # steps after which a new steady level is the usual one
 
@@ -137,7 +138,7 @@ def _sigmas(state: ExplodingState, x: Witness) -> tuple[float, float, float]:
         loss = (x.loss - middle) / (max(floor, state.losses.spread()) * wide)
     if math.isfinite(x.cosine) and len(state.cosines) >= FEWEST:
         spread = max(COSINE_FLOOR, state.cosines.spread())
-        cosine = (x.cosine - state.cosines.median) / (spread * wide)
+        cosine = (_fisher(x.cosine) - state.cosines.median) / (spread * wide)
     return norm, loss, cosine
 
 
@@ -185,7 +186,7 @@ def _judge(state: ExplodingState, x: Witness, norm: float, loss: float) -> Spike
         score, rule = max(norm / 3.0, both / 2.0), "goes on"
     if score < 1:
         return None
-    usual = state.cosines.median if len(state.cosines) else math.nan
+    usual = math.tanh(state.cosines.median) if len(state.cosines) else math.nan
     return Spike(
         rule=rule,
         opens=opens,
@@ -202,17 +203,22 @@ def _judge(state: ExplodingState, x: Witness, norm: float, loss: float) -> Spike
     )
 
 
+def _fisher(cosine: float) -> float:
+    """Fisher's z of a cosine: its spread does not shrink towards the ends."""
+    return math.atanh(max(-0.999, min(0.999, cosine)))
+
+
 def _same_direction(state: ExplodingState, x: Witness) -> float:
     """Score of gradients that suddenly agree with one another while norm or loss rises."""
     last = state.recent[-3:]
     if len(last) < 3 or not math.isfinite(x.cosine):
         return 0.0
-    rise = x.cosine - state.cosines.median if len(state.cosines) else 0.0
+    rise = x.cosine - math.tanh(state.cosines.median) if len(state.cosines) else 0.0
     least = min(entry[3] for entry in last)
     grows = max(*(entry[1] for entry in last), max(entry[2] for entry in last) / 3)
-    if not (rise >= 0.25 and grows >= 1.0):
-        return 0.0
-    return least / 4.5
+    if rise >= 0.25 and grows >= 1.0:
+        return least / 4.5
+    return least / REPEATED if rise >= 0.5 else 0.0
 
 
 def _onset(state: ExplodingState, step: int) -> int:
@@ -230,7 +236,9 @@ def _follow_rate(state: ExplodingState, x: Witness) -> None:
     if not (math.isfinite(x.rate) and x.rate > 0):
         return
     if len(state.rates) >= 4:
-        base = state.rates.median
+        # A jump may take a few steps, but a warm-up must not look like one.
+        full = len(state.rates) == state.rates.size
+        base = max(state.rates.values[:-3] if full else state.rates.values)
         if x.rate > JUMP * base > 0 and x.rate > JUMP * state.jump_base:
             state.jump_age, state.jump_ratio = 0, x.rate / base
             state.jump_step, state.jump_base = x.step, x.rate
@@ -254,7 +262,7 @@ def _accept(state: ExplodingState, x: Witness, *, flagged: bool) -> None:
             value = min(value, state.losses.median + 2 * spread)
         state.losses.push(value)
     if math.isfinite(x.cosine):
-        value = x.cosine
+        value = _fisher(x.cosine)
         if len(state.cosines) >= FEWEST:
             middle = state.cosines.median
             reach = 3 * max(COSINE_FLOOR, state.cosines.spread())
