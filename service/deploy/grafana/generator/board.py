@@ -143,7 +143,6 @@ def _variable(name: str) -> Json:
         "label": name,
         "type": "query",
         "datasource": DATASOURCE,
-        "definition": query,
         "query": {"query": query, "refId": name},
         "refresh": 2,
         "sort": 1,
@@ -184,5 +183,4 @@ def _annotation(name: str, colour: str, expr: str, text: str) -> Json:
         "titleFormat": text,
         "tagKeys": "kind",
         "step": "15s",
-        "useValueForTime": False,
     }

@@ -159,7 +159,7 @@ def state_timeline(title: str, description: str, targets: list[Json]) -> Json:
         "fieldConfig": {
             "defaults": {
                 "unit": "short",
-                "custom": {"fillOpacity": 80, "lineWidth": 0, "spanNulls": False},
+                "custom": {"fillOpacity": 80, "lineWidth": 0},
                 "mappings": [{"type": "value", "options": {"1": {"text": " "}}}],
             },
             "overrides": overrides,
