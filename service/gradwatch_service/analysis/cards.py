@@ -69,6 +69,9 @@ def _times(ratio: float) -> str:
 
 
 def _exploding(f: _Facts) -> str:
+    if f.ratio < 1.3 and "cosine" in f.evidence:
+        # The norm is usual; what stands out is that the gradients repeat.
+        return f"successive gradients repeat: cosine {float(f.evidence['cosine']):.2f}{f.where}"
     return f"global norm {_times(f.ratio)} its recent level{f.where}"
 
 
@@ -97,7 +100,7 @@ _VERDICTS: Final[Mapping[str, Callable[[_Facts], str]]] = {
     "oscillating": _oscillating,
     "nonfinite": _nonfinite,
     "replicas_apart": lambda f: (
-        f"ranks {', '.join(map(str, f.ranks))} report different gradients{f.where}"
+        f"rank {', '.join(map(str, f.ranks))} has come apart from the others{f.where}"
     ),
     "rank_missing": lambda f: f"no reports from rank {', '.join(map(str, f.ranks))}",
     "overclipping": lambda f: f"clipping leaves {f.observed:.0%} of the gradient's norm",
@@ -199,6 +202,29 @@ _CAUSES: Final[Mapping[tuple[str, str], tuple[Callable[[_Facts], str], str]]] = 
     ("nonfinite", "after_exploding"): (
         lambda _: "the gradient exploded in the steps before",
         "start again from a checkpoint before it, with clipping at the recommended threshold",
+    ),
+    ("replicas_apart", "parameters_differ"): (
+        lambda _: "the parameters' checksum differs although the reduced gradients are the same",
+        "",
+    ),
+    ("replicas_apart", "gradients_differ"): (
+        lambda _: (
+            "the gradients after reduction differ: they were not reduced, or one rank "
+            "computes wrongly"
+        ),
+        "",
+    ),
+    ("rank_missing", "silent"): (
+        lambda f: f"other ranks went on while rank {', '.join(map(str, f.ranks))} sent nothing",
+        "",
+    ),
+    ("overclipping", "threshold_too_low"): (
+        lambda _: "at three of four of the last 64 steps clipping left less than a tenth",
+        "",
+    ),
+    ("underflow", "loss_scale"): (
+        lambda _: "the magnitude histogram shows them below the dtype's normal range",
+        "",
     ),
     ("vanishing", "dead_layer"): (
         lambda _: "all elements are exactly zero: these units no longer take part",

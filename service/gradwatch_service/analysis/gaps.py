@@ -11,6 +11,7 @@ from gradwatch_service.store.base import Gap, Stream
 __all__ = ["GapWatch", "Reach"]
 
 RANK_WAIT_SECONDS: Final = 1.0  # a rank behind the others; more would break "seen within 3 s"
+RANK_MISSING_SECONDS: Final = 45.0  # told within 60 s
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +61,13 @@ class GapWatch:
             certain, missing = _certain_end(gaps.get(stream.rank), optimizer, last)
             gap_over = self._over(self._gap_since, stream.rank, missing, self.gap_seconds, now)
             end = certain if gap_over is not None and gap_over > now else last
-            behind = end if end < newest else None
+            behind = end if _overdue(stream, end, newest) else None
             wait = self._over(self._behind_since, stream.rank, behind, RANK_WAIT_SECONDS, now)
             deadlines += [due for due in (gap_over, wait) if due is not None and due > now]
             in_gap_wait = gap_over is not None and gap_over > now
-            ends.append(end if in_gap_wait or wait is None or wait > now else newest)
+            waits = in_gap_wait or (wait is not None and wait > now)
+            # A rank that reports now and then has nothing to say up to its next report.
+            ends.append(end if waits else newest)
             sure.append(certain)
         end = min(ends, default=-1)
         return Reach(
@@ -73,6 +76,16 @@ class GapWatch:
             complete=end >= newest and min(sure, default=-1) >= newest,
             look_again=min(deadlines, default=None),
         )
+
+    def missing(self, now: float) -> tuple[tuple[int, ...], float | None]:
+        """Ranks that stopped while others went on, and when to look again.
+
+        Call it after :meth:`look`.
+        """
+        ages = {rank: now - since for rank, (_, since) in self._behind_since.items()}
+        gone = tuple(sorted(r for r, age in ages.items() if age >= RANK_MISSING_SECONDS))
+        young = [age for age in ages.values() if age < RANK_MISSING_SECONDS]
+        return gone, now + RANK_MISSING_SECONDS - max(young) if young else None
 
     @staticmethod
     def _over(
@@ -89,6 +102,19 @@ class GapWatch:
         if rank not in since or since[rank][0] != what:
             since[rank] = (what, now)
         return since[rank][1] + patience
+
+
+def _overdue(stream: Stream, end: int, newest: int) -> bool:
+    """Whether a rank has not reported what it usually would have by now.
+
+    Ranks of replicated training report every few steps only; each is judged by its own stride.
+    """
+    if end >= newest:
+        return False
+    if stream.steps < 2 or stream.first_step is None or stream.last_step is None:
+        return True
+    stride = (stream.last_step - stream.first_step) / (stream.steps - 1)
+    return end + stride <= newest
 
 
 def _certain_end(gap: Gap | None, optimizer: str, last: int) -> tuple[int, int | None]:

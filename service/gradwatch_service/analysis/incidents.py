@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Final, Self
 
-from gradwatch_service.analysis.cards import Card, write_card
+from gradwatch_service.analysis.cards import write_card
 from gradwatch_service.detectors.base import Finding, RunContext, UnknownStateVersion
 
 __all__ = ["NOTICE_KINDS", "Incident", "IncidentTracker", "incident_id"]
@@ -93,6 +93,20 @@ class Incident:
     def moved_to(self, step: int) -> Incident:
         """Return it with evidence up to ``step``."""
         return replace(self, last_step=max(self.last_step, step))
+
+    def with_card(self) -> Incident:
+        """Return it with texts that say what its numbers now are."""
+        card = write_card(
+            kind=self.kind,
+            cause=self.cause,
+            observed=self.observed,
+            expected=self.expected,
+            first_tensor=self.first_tensor,
+            tensors=self.tensors,
+            ranks=self.ranks,
+            evidence=self.evidence,
+        )
+        return replace(self, verdict=card.verdict, why=card.why, next=card.next)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values in the order of the contract."""
@@ -197,35 +211,33 @@ class IncidentTracker:
 
     def _open(self, finding: Finding, provisional: bool) -> Incident:  # noqa: FBT001 - as above
         c = self.context
-        return _with_card(
-            Incident(
-                id=incident_id(
-                    c.run,
-                    attempt=c.attempt,
-                    optimizer=c.optimizer,
-                    kind=finding.kind,
-                    opened_step=finding.step,
-                    first_tensor=finding.first_tensor,
-                ),
-                run=c.run,
+        return Incident(
+            id=incident_id(
+                c.run,
                 attempt=c.attempt,
                 optimizer=c.optimizer,
                 kind=finding.kind,
-                severity=finding.severity,
-                cause=finding.cause,
                 opened_step=finding.step,
-                onset_step=finding.onset_step,
-                last_step=finding.step,
                 first_tensor=finding.first_tensor,
-                tensors=finding.tensors[:MOST_TENSORS],
-                ranks=(finding.rank,),
-                observed=finding.observed,
-                expected=finding.expected,
-                score=finding.score,
-                provisional=provisional,
-                evidence=dict(finding.evidence),
-            )
-        )
+            ),
+            run=c.run,
+            attempt=c.attempt,
+            optimizer=c.optimizer,
+            kind=finding.kind,
+            severity=finding.severity,
+            cause=finding.cause,
+            opened_step=finding.step,
+            onset_step=finding.onset_step,
+            last_step=finding.step,
+            first_tensor=finding.first_tensor,
+            tensors=finding.tensors[:MOST_TENSORS],
+            ranks=(finding.rank,),
+            observed=finding.observed,
+            expected=finding.expected,
+            score=finding.score,
+            provisional=provisional,
+            evidence=dict(finding.evidence),
+        ).with_card()
 
     def incidents(self) -> list[Incident]:
         """Return the open ones."""
@@ -281,23 +293,9 @@ def _extended(incident: Incident, finding: Finding) -> Incident:
         expected=finding.expected if worse else incident.expected,
         score=max(finding.score, incident.score),
     )
-    return _with_card(longer)
+    return longer.with_card()
 
 
 def _telling(cause: str) -> int:
     """How much a cause explains; a later step may show a better one."""
     return {"unknown": 0, "unusual_batch": 1, "loss_scale": 2}.get(cause, 3)
-
-
-def _with_card(incident: Incident) -> Incident:
-    card: Card = write_card(
-        kind=incident.kind,
-        cause=incident.cause,
-        observed=incident.observed,
-        expected=incident.expected,
-        first_tensor=incident.first_tensor,
-        tensors=incident.tensors,
-        ranks=incident.ranks,
-        evidence=incident.evidence,
-    )
-    return replace(incident, verdict=card.verdict, why=card.why, next=card.next)

@@ -6,6 +6,7 @@ Pure: totals and ages in, notices out. Gradient detectors know nothing of ranks 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from gradwatch_service.analysis.incidents import Incident, IncidentTracker
 from gradwatch_service.detectors.base import Finding, RunContext
@@ -55,7 +56,8 @@ def missing_rank_notice(context: RunContext, ranks: Sequence[int], step: int) ->
         cause="silent",
         evidence={"ranks": ", ".join(map(str, ranks))},
     )
-    return _as_notice(context, finding, last_step=step)
+    notice = _as_notice(context, finding, last_step=step)
+    return replace(notice, ranks=tuple(ranks)).with_card()
 
 
 def _as_notice(context: RunContext, finding: Finding, *, last_step: int) -> Incident:

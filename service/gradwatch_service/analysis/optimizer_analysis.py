@@ -13,7 +13,7 @@ from typing import Any, Final
 from gradwatch_service.analysis.incidents import Incident, IncidentTracker
 from gradwatch_service.detectors.base import Finding, RunContext, UnknownStateVersion
 from gradwatch_service.detectors.diagnosis import Diagnosis, DiagnosisState
-from gradwatch_service.detectors.replicas import Replicas, ReplicaState
+from gradwatch_service.detectors.replicas import Replicas, ReplicaState, split_checks
 from gradwatch_service.detectors.state_bytes import pack, unpack
 from gradwatch_service.recommenders.norm import NormRecommender, NormState
 from gradwatch_service.rows import StepRows
@@ -90,10 +90,11 @@ class OptimizerAnalysis:
             if detector is None:
                 detector = _DIAGNOSIS.start(replace(state.context, rank=rank))
             for block in parts:
-                detector, found = _DIAGNOSIS.advance(detector, block)
-                findings += found
                 if rank == lowest:
                     recommender, _ = _RECOMMENDER.advance(recommender, block)
+                for piece, check_only in split_checks(block, replica=rank != lowest):
+                    detector, found = _DIAGNOSIS.advance(detector, piece, facts_only=check_only)
+                    findings += found
             ranks[rank] = detector
         replicas, apart = _REPLICAS.advance(state.replicas, blocks)
         steps = sorted({int(s) for parts in blocks.values() for b in parts for s in b.steps})

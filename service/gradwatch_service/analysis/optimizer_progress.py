@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from gradwatch_service.analysis.gaps import GapWatch, Reach
 from gradwatch_service.analysis.incident_log import IncidentLog
 from gradwatch_service.analysis.incidents import Incident
+from gradwatch_service.analysis.notices import missing_rank_notice
 from gradwatch_service.analysis.optimizer_analysis import OptimizerAnalysis, OptimizerState
 from gradwatch_service.analysis.snapshots import SnapshotKey, superfluous
 from gradwatch_service.detectors.base import RunContext, UnknownStateVersion
@@ -101,7 +102,23 @@ class OptimizerProgress:
             changed += self._take_in(rows, end, reach)
         more = self.state.position < reach.end
         self.complete = reach.complete and not more
-        return changed, now if more else reach.look_again
+        gone, overdue = self._watch.missing(now)
+        changed += self._missing_ranks(gone)
+        waits = [due for due in (reach.look_again, overdue) if due is not None]
+        return changed, now if more else min(waits, default=None)
+
+    def _missing_ranks(self, gone: tuple[int, ...]) -> list[Incident]:
+        """Open, extend or close the notice of ranks that fell silent."""
+        known = [i for i in self._known() if i.kind == "rank_missing" and i.status == "open"]
+        if not gone:
+            step = self.state.position
+            closed = [replace(i, status="closed", closed_step=step) for i in known]
+            return self._log.progress(closed)
+        if known and known[0].ranks == gone:
+            return []
+        since = known[0].opened_step if known else max(0, self.state.position)
+        notice = missing_rank_notice(self._context, gone, since)
+        return self._log.progress([notice.moved_to(self.state.position)])
 
     def _take_in(
         self, rows: Mapping[int, list[StepRows]], end: int, reach: Reach

@@ -89,9 +89,12 @@ class Diagnosis:
         return DiagnosisState(clipping=ClippingState(adaptive=adaptive))
 
     def advance(
-        self, state: DiagnosisState, rows: StepRows
+        self, state: DiagnosisState, rows: StepRows, *, facts_only: bool = False
     ) -> tuple[DiagnosisState, list[Finding]]:
-        """State after the rows, and what was found, in step order."""
+        """State after the rows, and what was found, in step order.
+
+        ``facts_only`` looks for non-finite elements alone, which need no history.
+        """
         state = state.copy()
         signals = read_signals(rows)
         shape = _Shape.of(rows)
@@ -100,7 +103,7 @@ class Diagnosis:
             state.budget.seen += 1
             if signals.bad[i] > 0:
                 found += _nonfinite(state, signals, i)
-            elif math.isfinite(signals.norm[i]):
+            elif math.isfinite(signals.norm[i]) and not facts_only:
                 found += _finite(state, signals, i, shape)
         found += _underflow(state, signals, rows)
         return state, sorted(found, key=lambda finding: finding.step)

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from itertools import pairwise
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradwatch_service.detectors.base import Finding, UnknownStateVersion
 from gradwatch_service.detectors.state_bytes import pack, unpack
+from gradwatch_service.measures import scalar
 from gradwatch_service.rows import StepRows
 
-__all__ = ["ReplicaState", "Replicas"]
+__all__ = ["ReplicaState", "Replicas", "split_checks"]
 
 TOLERANCE: Final = 1e-3  # relative; replicas agree to the last bits, shards are far apart
+CHECKSUM_TOLERANCE: Final = 1e-9
 CONFIRM_STEPS: Final = 8  # steps of agreement that show these ranks to be replicas of one another
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaState:
-    """Steps at which each rank agreed with the lowest one, up to what confirms it as a replica."""
+    """Steps at which each rank agreed with the lowest one, up to what confirms it as a replica.
+
+    One agreement of the parameters' checksum is worth as much: it cannot be chance.
+    """
 
     agreed: Mapping[int, int] = field(default_factory=dict)
 
@@ -30,7 +37,9 @@ class Replicas:
     """Finds ranks whose gradients part from one another.
 
     Ranks of data-parallel training report the same reduced gradient; ranks of a pipeline or
-    of training without reduction never do. Only ranks that agreed before can come apart.
+    of training without reduction never do. Only ranks that agreed before can come apart. Reduced
+    gradients stay alike even when the parameters have drifted, so clients also send a checksum
+    of the parameters (scalar ``weight_checksum``) every few steps.
     """
 
     version = 1
@@ -42,21 +51,19 @@ class Replicas:
         if len(blocks) < 2:
             return state, []
         lowest, *others = sorted(blocks)
-        reference = _norms_by_step(blocks[lowest])
+        reference = _by_step(blocks[lowest])
         agreed = dict(state.agreed)
         found: list[Finding] = []
         for rank in others:
-            for step, (norms, rows) in sorted(_norms_by_step(blocks[rank]).items()):
-                if step not in reference:
+            for step, report in sorted(_by_step(blocks[rank]).items()):
+                expected = reference.get(step)
+                if expected is None or report.names != expected.names:
                     continue
-                expected, reference_rows = reference[step]
-                if rows.manifest.tensors != reference_rows.manifest.tensors:
-                    continue
-                apart = _apart(norms, expected)
-                if not len(apart):
-                    agreed[rank] = min(CONFIRM_STEPS, agreed.get(rank, 0) + 1)
+                verdict = _compare(report, expected)
+                if verdict.agree:
+                    agreed[rank] = min(CONFIRM_STEPS, agreed.get(rank, 0) + verdict.worth)
                 elif agreed.get(rank, 0) >= CONFIRM_STEPS:
-                    found.append(_finding(step, rank, apart, (norms, expected), rows))
+                    found.append(_finding(step, rank, report, expected))
         return ReplicaState(agreed), found
 
     def dump(self, state: ReplicaState) -> bytes:
@@ -76,45 +83,78 @@ class Replicas:
         return ReplicaState({int(rank): count for rank, count in values["agreed"].items()})
 
 
-def _norms_by_step(
-    blocks: Sequence[StepRows],
-) -> dict[int, tuple[NDArray[np.float64], StepRows]]:
+def split_checks(rows: StepRows, *, replica: bool) -> Iterator[tuple[StepRows, bool]]:
+    """Cut rows into pieces, each with whether it holds mere checks of a replica.
+
+    Replicas report every few steps, with a checksum: too sparse to judge norms by, and the lowest
+    rank reports the same norms at every step.
+    """
+    checksum = rows.scalars.get("weight_checksum")
+    if not replica or checksum is None:
+        yield rows, False
+        return
+    checks = np.isfinite(checksum)
+    borders = [0, *(np.flatnonzero(checks[1:] != checks[:-1]) + 1).tolist(), len(rows)]
+    for start, stop in pairwise(borders):
+        yield rows.cut(start, stop), bool(checks[start])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Report:
+    """What one rank said at one step."""
+
+    names: tuple[str, ...]
+    norms: NDArray[np.float64]
+    checksum: float
+
+
+class _Verdict(NamedTuple):
+    agree: bool
+    worth: int
+
+
+def _by_step(blocks: Sequence[StepRows]) -> dict[int, _Report]:
     found = {}
     for rows in blocks:
         norms = rows.tensors.get("norm")
-        if norms is not None and norms.shape[1]:
-            for i, step in enumerate(rows.steps.tolist()):
-                found[step] = (norms[i].astype(np.float64), rows)
+        if norms is None:
+            continue
+        names = tuple(tensor.name for tensor in rows.manifest.tensors)
+        checksums = scalar(rows, "weight_checksum")
+        for i, step in enumerate(rows.steps.tolist()):
+            found[step] = _Report(names, norms[i].astype(np.float64), float(checksums[i]))
     return found
 
 
-def _apart(norms: NDArray[np.float64], expected: NDArray[np.float64]) -> NDArray[np.int64]:
-    limit = TOLERANCE * np.maximum(norms, expected) + 1e-30
-    return np.flatnonzero(np.abs(norms - expected) > limit)
+def _compare(report: _Report, expected: _Report) -> _Verdict:
+    checked = math.isfinite(report.checksum) and math.isfinite(expected.checksum)
+    if checked and not math.isclose(report.checksum, expected.checksum, rel_tol=CHECKSUM_TOLERANCE):
+        return _Verdict(agree=False, worth=0)
+    return _Verdict(agree=not len(_apart(report, expected)), worth=CONFIRM_STEPS if checked else 1)
 
 
-def _finding(
-    step: int,
-    rank: int,
-    apart: NDArray[np.int64],
-    values: tuple[NDArray[np.float64], NDArray[np.float64]],
-    rows: StepRows,
-) -> Finding:
-    norms, expected = values
-    worst = int(apart[np.argmax(np.abs(norms - expected)[apart])])
-    names = [rows.manifest.tensors[int(i)].name for i in apart]
+def _apart(report: _Report, expected: _Report) -> NDArray[np.int64]:
+    limit = TOLERANCE * np.maximum(report.norms, expected.norms) + 1e-30
+    return np.flatnonzero(np.abs(report.norms - expected.norms) > limit)
+
+
+def _finding(step: int, rank: int, report: _Report, expected: _Report) -> Finding:
+    apart = _apart(report, expected)
+    names = tuple(report.names[int(i)] for i in apart)
+    observed, usual = report.checksum, expected.checksum
+    if len(apart):
+        worst = int(apart[np.argmax(np.abs(report.norms - expected.norms)[apart])])
+        observed, usual = float(report.norms[worst]), float(expected.norms[worst])
     return Finding(
         kind="replicas_apart",
         step=step,
         onset_step=step,
         severity="critical",
         rank=rank,
-        tensors=tuple(names),
-        first_tensor=names[-1],
-        observed=float(norms[worst]),
-        expected=float(expected[worst]),
-        score=float(
-            abs(norms[worst] - expected[worst]) / (TOLERANCE * max(expected[worst], 1e-30))
-        ),
-        cause="desync",
+        tensors=names,
+        first_tensor=names[-1] if names else None,
+        observed=observed,
+        expected=usual,
+        score=1.0 + abs(observed - usual) / max(abs(usual), 1e-30),
+        cause="gradients_differ" if len(apart) else "parameters_differ",
     )
