@@ -41,6 +41,7 @@ class Service:
     def start(self) -> None:
         """Start what runs in the background, with what was known before the last stop."""
         self.live.restore(_recent(self.store, self.settings.info_ttl_seconds))
+        self.store.start()
         self.ingest.start()
         self.analyser.start()
 

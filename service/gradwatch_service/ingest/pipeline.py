@@ -30,7 +30,7 @@ from gradwatch_service.store.base import Commit, Delivery, Receipt, Store
 from gradwatch_service.store.layout import pack_rows
 from gradwatch_wire import CONTENT_TYPE, Manifest, Report, decode, report_from_json
 
-__all__ = ["Body", "Ingest"]
+__all__ = ["Body", "Ingest", "deliver"]
 
 DECODERS = 2
 KNOWN_MANIFESTS = 512
@@ -175,40 +175,11 @@ class Ingest:
         """Project of a run if it is in memory. Never waits."""
         return self._projects.get(run)
 
-    def deliver(
-        self,
-        run: str,
-        rows: StepRows,
-        *,
-        sequence: int,
-        manifest: str,
-        received: float,
-        **more: Any,
-    ) -> Delivery:
-        """Pack validated rows for the store."""
-        counts = live.summarise(
-            rows,
-            manifest=manifest,
-            dropped=more.get("dropped"),
-            partial=more.get("partial") is not None,
-        )
-        return Delivery(
-            run=run,
-            sequence=sequence,
-            manifest=manifest,
-            rows=rows,
-            digest=_digest(rows, manifest, more),
-            packed=pack_rows(rows),
-            received=received,
-            counts=counts,
-            **more,
-        )
-
     def _prepare(self, run: str, body: Body) -> Delivery:
         report = self._decode(body)
         known = self._manifest(run, report.manifest)
         rows = rows_of(report, known.manifest, known.numel, self._settings)
-        return self.deliver(
+        return deliver(
             run,
             rows,
             sequence=report.sequence,
@@ -248,6 +219,29 @@ class Ingest:
                     self._projects.pop(commit.run, None)
                     for key in [key for key in self._known if key[0] == commit.run]:
                         del self._known[key]
+
+
+def deliver(
+    run: str, rows: StepRows, *, sequence: int, manifest: str, received: float, **more: Any
+) -> Delivery:
+    """Pack validated rows for the store; ``more`` is what else a :class:`Delivery` has."""
+    counts = live.summarise(
+        rows,
+        manifest=manifest,
+        dropped=more.get("dropped"),
+        partial=more.get("partial") is not None,
+    )
+    return Delivery(
+        run=run,
+        sequence=sequence,
+        manifest=manifest,
+        rows=rows,
+        digest=_digest(rows, manifest, more),
+        packed=pack_rows(rows),
+        received=received,
+        counts=counts,
+        **more,
+    )
 
 
 def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any) -> None:

@@ -10,7 +10,7 @@ import orjson
 from fastapi import APIRouter, Request, Response
 
 from gradwatch_service.access import Ingester, check_run_id
-from gradwatch_service.ingest import Body
+from gradwatch_service.ingest import Body, deliver
 from gradwatch_service.ingest.bodies import decompress, parse_json
 from gradwatch_service.ingest.short_way import MANIFEST, rows_of_steps
 from gradwatch_service.problems import ServiceError
@@ -64,7 +64,7 @@ def _deliveries(service: Service, run: str, body: Body) -> list[Delivery]:
     raw = decompress(body.data, body.encoding, service.settings.max_decompressed_bytes)
     steps = rows_of_steps(parse_json(raw), service.settings)
     return [
-        service.ingest.deliver(
+        deliver(
             run,
             rows,
             sequence=-1 - int(rows.steps[0]),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from gradwatch_service import live
+from gradwatch_service.queries.series import Pieces
 from gradwatch_service.rows import StepRows
 from gradwatch_wire import Manifest, Partial
 
@@ -212,6 +213,9 @@ class Store(Protocol):
     def on_commit(self, listener: Callable[[Sequence[Commit]], None]) -> None:
         """Call ``listener`` after every durable commit, in order; it must be quick and not raise."""
 
+    def start(self) -> None:
+        """Begin the work that goes on in the background: chunks, roll-ups, retention."""
+
     def close(self) -> None:
         """Finish what was accepted, then let go of the store. Safe to repeat."""
 
@@ -323,6 +327,39 @@ class Store(Protocol):
                 and ``rows.manifest`` is cut alike. None reads all.
             columns: Tensor columns to read; None reads all. Scalars are always read.
             histograms: Whether histograms are read.
+        """
+
+    def curve(
+        self,
+        run: str,
+        *,
+        attempt: int,
+        optimizer: str,
+        rank: int,
+        metric: str,
+        tensor: int | None = None,
+        columns: Sequence[str] | None = None,
+        start: int | None = None,
+        end: int | None = None,
+        points: int = 1000,
+    ) -> Iterator[StepRows | Pieces]:
+        """One metric of a stream, as coarse as ``points`` points allow and as fine as it is kept.
+
+        Rows hold single steps (cut to the tensor, if one is asked for); pieces stand for up to 64
+        steps each, with least and greatest value. Together they cover every step once, in no
+        certain order.
+
+        Args:
+            run: Run id.
+            attempt: Attempt of the run.
+            optimizer: Name of the optimizer.
+            rank: Rank that reported.
+            metric: A metric of runs or, with ``tensor``, of tensors; or a scalar.
+            tensor: Index into the manifest, None for the run.
+            columns: Tensor columns that the rows are to have.
+            start: First step, inclusive.
+            end: Last step, inclusive.
+            points: Points that are wanted in the end.
         """
 
     # What analysis keeps

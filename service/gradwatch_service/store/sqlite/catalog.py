@@ -22,7 +22,7 @@ from gradwatch_service.store.base import (
 from gradwatch_service.store.sqlite.registering import load_manifest
 from gradwatch_wire import Manifest
 
-__all__ = ["find_run", "gaps", "page", "run_id", "streams"]
+__all__ = ["find_run", "gaps", "page", "run_id", "stream_key", "streams"]
 
 # What a run's state is by its row alone; detectors' findings are in the column.
 STATE = """CASE
@@ -49,6 +49,18 @@ def run_id(connection: sqlite3.Connection, run: str) -> int:
     if row[1] is not None:
         raise DeletedRunError(run)
     return int(row[0])
+
+
+def stream_key(
+    connection: sqlite3.Connection, run: str, identity: tuple[int, str, int]
+) -> tuple[int, int] | None:
+    """Row ids of a run and of its (attempt, optimizer, rank); None when that never registered."""
+    found = run_id(connection, run)
+    row = connection.execute(
+        "SELECT id FROM stream WHERE run_id = ? AND attempt = ? AND optimizer = ? AND rank = ?",
+        (found, *identity),
+    ).fetchone()
+    return None if row is None else (found, int(row[0]))
 
 
 def find_run(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
+from gradwatch_service.queries.series import Pieces
 from gradwatch_service.rows import StepRows
 from gradwatch_service.settings import Settings
 from gradwatch_service.store.base import (
@@ -27,8 +28,10 @@ from gradwatch_service.store.base import (
 )
 from gradwatch_service.store.sqlite import catalog, documents
 from gradwatch_service.store.sqlite.appending import append
-from gradwatch_service.store.sqlite.file import connect, lock, open_database
-from gradwatch_service.store.sqlite.reading import Reader, Selection
+from gradwatch_service.store.sqlite.curves import Curve, curve
+from gradwatch_service.store.sqlite.file import Database, lock, open_database
+from gradwatch_service.store.sqlite.maintenance import Maintenance
+from gradwatch_service.store.sqlite.reading import Moved, Reader, Selection
 from gradwatch_service.store.sqlite.registering import load_manifest, register
 from gradwatch_service.store.sqlite.removing import delete_run
 from gradwatch_service.store.sqlite.state import Memory
@@ -52,7 +55,7 @@ class SqliteStore:
     """
 
     def __init__(self, path: Path, settings: Settings) -> None:
-        self.path = path
+        self.database = Database(path)
         self._settings = settings
         self._lock_file = lock(path)
         try:
@@ -74,10 +77,16 @@ class SqliteStore:
             forget=self._forget,
             told=self._tell,
         )
+        self.maintenance = Maintenance(self.database, self.writer, settings)
+        self.on_commit(self.maintenance.committed)
 
     def on_commit(self, listener: Callable[[Sequence[Commit]], None]) -> None:
         """See :meth:`Store.on_commit`."""
         self._listeners.append(listener)
+
+    def start(self) -> None:
+        """See :meth:`Store.start`."""
+        self.maintenance.start()
 
     def close(self) -> None:
         """See :meth:`Store.close`."""
@@ -86,6 +95,7 @@ class SqliteStore:
                 return
             self._closed = True
             readers = list(self._readers)
+        self.maintenance.stop()
         self.writer.close()
         for reader in readers:
             reader.close()
@@ -244,17 +254,47 @@ class SqliteStore:
     ) -> Iterator[StepRows]:
         """See :meth:`Store.read`."""
         connection = self._reader()
-        run_id = catalog.run_id(connection, run)
-        row = connection.execute(
-            "SELECT id FROM stream WHERE run_id = ? AND attempt = ? AND optimizer = ? AND rank = ?",
-            (run_id, attempt, optimizer, rank),
-        ).fetchone()
-        if row is None:
+        key = catalog.stream_key(connection, run, (attempt, optimizer, rank))
+        if key is None:
             return iter(())
-        reader = Reader(connection, run_id, row[0], (attempt, optimizer, rank))
+        reader = Reader(connection, *key, (attempt, optimizer, rank))
         wanted = None if columns is None else frozenset(columns)
         blocks = reader.read(Selection(start, end, tensors, wanted, histograms))
         return blocks if limit is None else _first(blocks, limit)
+
+    def curve(
+        self,
+        run: str,
+        *,
+        attempt: int,
+        optimizer: str,
+        rank: int,
+        metric: str,
+        tensor: int | None = None,
+        columns: Sequence[str] | None = None,
+        start: int | None = None,
+        end: int | None = None,
+        points: int = 1000,
+    ) -> Iterator[StepRows | Pieces]:
+        """See :meth:`Store.curve`."""
+        connection = self._reader()
+        key = catalog.stream_key(connection, run, (attempt, optimizer, rank))
+        if key is None:
+            return iter(())
+        reader = Reader(connection, *key, (attempt, optimizer, rank))
+        selection = Selection(
+            start=start,
+            end=end,
+            tensors=None if tensor is None else [tensor],
+            columns=None if columns is None else frozenset(columns),
+            histograms=False,
+        )
+        wanted = Curve(metric, tensor, points, selection)
+        while True:
+            try:
+                return iter(list(curve(connection, reader, *key, wanted)))
+            except Moved:
+                continue  # compaction moved something between two reads: ask again
 
     # What analysis keeps
 
@@ -286,8 +326,7 @@ class SqliteStore:
 
     def size_bytes(self) -> int:
         """See :meth:`Store.size_bytes`."""
-        names = (self.path, self.path.with_name(self.path.name + "-wal"))
-        return sum(name.stat().st_size for name in names if name.exists())
+        return self.database.size_bytes()
 
     def _append(self, delivery: Delivery) -> Receipt:
         receipt, commit = append(self._connection, self._memory, delivery)
@@ -341,7 +380,7 @@ class SqliteStore:
             with self._guard:
                 if self._closed:
                     raise StoreUnavailableError("the store is closed")
-                reader = connect(self.path, read_only=True)
+                reader = self.database.reader()
                 self._readers.append(reader)
             self._local.reader = reader
         return reader

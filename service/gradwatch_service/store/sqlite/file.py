@@ -11,9 +11,40 @@ from typing import IO
 from gradwatch_service.store.opening import StoreOpenError
 from gradwatch_service.store.sqlite.schema import APPLICATION_ID, VERSION, migrate
 
-__all__ = ["connect", "lock", "open_database"]
+__all__ = ["Database", "connect", "lock", "open_database"]
 
 QUICK_CHECK_BYTES = 128 * 2**20
+
+
+class Database:
+    """A database file that is in order, and connections to it that read.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def reader(self) -> sqlite3.Connection:
+        """A connection that cannot write; the caller closes it."""
+        return connect(self.path, read_only=True)
+
+    def give_back(self, pages: int) -> None:
+        """Cut free pages off the file's end. Holds the write lock for so many pages at most."""
+        with contextlib.closing(connect(self.path)) as connection:
+            # As a script: a single execute() steps this statement, and frees a page, only once.
+            connection.executescript(f"PRAGMA incremental_vacuum({int(pages)})")
+
+    def checkpoint(self) -> None:
+        """Write the journal into the file and cut it off, unless somebody is in the way."""
+        with contextlib.closing(connect(self.path)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
+    def size_bytes(self) -> int:
+        """Bytes on disk, journal included."""
+        names = (self.path, self.path.with_name(self.path.name + "-wal"))
+        return sum(name.stat().st_size for name in names if name.exists())
 
 
 def lock(path: Path) -> IO[bytes]:
@@ -48,6 +79,8 @@ def open_database(path: Path) -> sqlite3.Connection:
     try:
         connection = connect(path)
         _recognise(connection, path)
+        # Only an empty file takes this: freed pages can then be given back a slice at a time.
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA wal_autocheckpoint = 4000")

@@ -15,9 +15,10 @@ from gradwatch_service.store.sqlite.chunks import read_chunk
 from gradwatch_service.store.sqlite.registering import load_manifest
 from gradwatch_wire import Manifest
 
-__all__ = ["Reader", "Selection"]
+__all__ = ["Moved", "Piece", "Reader", "Selection"]
 
 BLOCK_STEPS = 1024
+CLUSTER_STEPS = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
+class Piece:
     """A delivery or a chunk that is there, not read yet."""
 
     first: int
@@ -78,8 +79,8 @@ class Reader:
 
     def _read_from(self, selection: Selection) -> Iterator[StepRows]:
         waiting: list[StepRows] = []
-        for cluster in _clusters(self._list(selection)):
-            rows = self._merge(cluster, selection)
+        for cluster, window in _windows(self.list(selection), selection):
+            rows = _within(self.load(cluster, selection)[0], window)
             if rows is None:
                 continue
             # A join of many small deliveries is cheaper to work on than each of them.
@@ -94,7 +95,21 @@ class Reader:
         if waiting:
             yield join(waiting)
 
-    def _list(self, selection: Selection) -> list[_Piece]:
+    def read_cold(self, selection: Selection) -> Iterator[StepRows]:
+        """The steps of chunks alone."""
+        for piece in self.list(selection):
+            if piece.cold:
+                rows = _within(self.load([piece], selection)[0], selection)
+                if rows is not None:
+                    yield rows
+
+    @staticmethod
+    def within(rows: StepRows, selection: Selection) -> StepRows | None:
+        """The rows that lie in the selection; None when there is none."""
+        return _within(rows, selection)
+
+    def list(self, selection: Selection) -> list[Piece]:
+        """Every delivery and chunk with steps in the selection, by first step."""
         low = 0 if selection.start is None else selection.start
         high = 2**62 if selection.end is None else selection.end
         bounds = (self._run_id, self._stream_id, high, low)
@@ -110,17 +125,20 @@ class Reader:
             bounds,
         ).fetchall()
         return sorted(
-            (_Piece(*row) for row in (*hot, *cold)),
+            (Piece(*row) for row in (*hot, *cold)),
             key=lambda piece: (piece.first, piece.last),
         )
 
-    def _merge(self, cluster: Sequence[_Piece], selection: Selection) -> StepRows | None:
-        parts = [(piece, self._load(piece, selection)) for piece in cluster]
-        if len(parts) == 1:
-            return _within(parts[0][1][0], selection)
-        return _within(_merged([(rows, order) for _, (rows, order) in parts]), selection)
+    def load(self, pieces: Sequence[Piece], selection: Selection) -> tuple[StepRows, Any]:
+        """All steps of the pieces, each once, and the sequence that each came in.
 
-    def _load(self, piece: _Piece, selection: Selection) -> tuple[StepRows, Any]:
+        Raises:
+            Moved: One of them is not there any more.
+        """
+        parts = [self._load(piece, selection) for piece in pieces]
+        return parts[0] if len(parts) == 1 else _merged(parts)
+
+    def _load(self, piece: Piece, selection: Selection) -> tuple[StepRows, Any]:
         manifest = self._manifest(piece.manifest)
         if piece.cold:
             return self._load_chunk(piece, manifest, selection)
@@ -143,7 +161,7 @@ class Reader:
         return rows, np.full(len(rows), piece.sequence)
 
     def _load_chunk(
-        self, piece: _Piece, manifest: Manifest, selection: Selection
+        self, piece: Piece, manifest: Manifest, selection: Selection
     ) -> tuple[StepRows, Any]:
         found = read_chunk(
             self._connection,
@@ -176,8 +194,37 @@ class Reader:
         return self._manifests[key]
 
 
-def _clusters(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
-    cluster: list[_Piece] = []
+def _windows(
+    pieces: Sequence[Piece], selection: Selection
+) -> Iterator[tuple[list[Piece], Selection]]:
+    """Pieces that overlap belong together; what is too much to hold at once is cut by steps."""
+    for cluster in _clusters(pieces):
+        if len(cluster) == 1 or sum(piece.steps for piece in cluster) <= CLUSTER_STEPS:
+            yield cluster, selection
+            continue
+        bounds = _bounds(cluster)
+        for low, high in zip(bounds, [*bounds[1:], 2**62], strict=True):
+            start = low if selection.start is None else max(low, selection.start)
+            end = high - 1 if selection.end is None else min(high - 1, selection.end)
+            inside = [p for p in cluster if p.first <= end and p.last >= start]
+            if inside:
+                yield inside, replace(selection, start=start, end=end)
+
+
+def _bounds(cluster: Sequence[Piece]) -> list[int]:
+    """First steps that cut a cluster into windows of at most about :data:`CLUSTER_STEPS` steps."""
+    bounds = [cluster[0].first]
+    steps = 0
+    for piece in cluster:
+        if steps + piece.steps > CLUSTER_STEPS and piece.first > bounds[-1]:
+            bounds.append(piece.first)
+            steps = 0
+        steps += piece.steps
+    return bounds
+
+
+def _clusters(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
+    cluster: list[Piece] = []
     end = -1
     for piece in pieces:
         if cluster and piece.first > end:
@@ -190,15 +237,16 @@ def _clusters(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
         yield cluster
 
 
-def _merged(parts: Sequence[tuple[StepRows, Any]]) -> StepRows:
-    """Overlapping rows as one; of several rows of a step the highest sequence is kept."""
+def _merged(parts: Sequence[tuple[StepRows, Any]]) -> tuple[StepRows, Any]:
+    # Of several rows of a step the highest sequence is kept, in whatever order they arrived.
     widest = max((rows.manifest for rows, _ in parts), key=lambda m: len(m.tensors))
     rows = join([rows for rows, _ in parts], manifest=widest)
     order = np.concatenate([sequence for _, sequence in parts])
     by_step = np.lexsort((order, rows.steps))
     steps = rows.steps[by_step]
     newest = np.append(steps[1:] != steps[:-1], True)
-    return replace(pick(rows, by_step[newest]), histograms=_histograms(parts))
+    chosen = by_step[newest]
+    return replace(pick(rows, chosen), histograms=_histograms(parts)), order[chosen]
 
 
 def _histograms(parts: Sequence[tuple[StepRows, Any]]) -> tuple[HistogramRows, ...]:

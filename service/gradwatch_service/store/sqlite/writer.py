@@ -55,7 +55,7 @@ class Writer:
         forget: Callable[[], None],
         told: Callable[[Sequence[Commit]], None],
     ) -> None:
-        self._connection = connection
+        self.connection = connection
         self._settle = settle
         self._flush = flush
         self._forget = forget
@@ -125,12 +125,12 @@ class Writer:
         done: list[tuple[Job, Any]] = []
         started = time.perf_counter()
         try:
-            self._connection.execute("BEGIN IMMEDIATE")
+            self.connection.execute("BEGIN IMMEDIATE")
             for job in group:
                 self._do(job, done)
             self._settle()
             commits = self._flush()
-            self._connection.execute("COMMIT")
+            self.connection.execute("COMMIT")
         except BaseException as error:  # noqa: BLE001 - whatever it is, nobody may wait for ever
             self._lose(group, error)
             return
@@ -149,24 +149,24 @@ class Writer:
             # Outside the savepoint: what earlier jobs did stays when this one is taken back.
             self._settle()
         try:
-            self._connection.execute("SAVEPOINT job")
+            self.connection.execute("SAVEPOINT job")
             result = job.work()
         except sqlite3.Error:
             raise  # the file's fault, not the job's: the whole group is answered with it
         except Exception as error:  # noqa: BLE001 - belongs to whoever waits for this job
-            self._connection.execute("ROLLBACK TO job")
-            self._connection.execute("RELEASE job")
+            self.connection.execute("ROLLBACK TO job")
+            self.connection.execute("RELEASE job")
             job.future.set_exception(error)
         else:
-            self._connection.execute("RELEASE job")
+            self.connection.execute("RELEASE job")
             done.append((job, result))
 
     def _lose(self, group: Sequence[Job], error: BaseException) -> None:
         self.errors += 1
         log.error("nothing of %d writes was stored: %s", len(group), error)
         self._forget()
-        if self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
+        if self.connection.in_transaction:
+            self.connection.execute("ROLLBACK")
         reason = StoreUnavailableError(f"the store cannot write: {error}; nothing was stored")
         for job in group:
             if not job.future.done():

@@ -1,0 +1,178 @@
+"""Sixty-four steps as one piece: least, mean and greatest value, so that every spike survives.
+
+What stays when single steps go, and what a curve over a million steps is drawn from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwatch_service.measures import nonfinite_count
+from gradwatch_service.queries.quantities import RUN_METRICS, counts_every_step, run_quantity
+from gradwatch_service.queries.series import Pieces
+from gradwatch_service.rows import StepRows
+from gradwatch_service.store.packing import pack, unpack
+
+__all__ = [
+    "PIECE_STEPS",
+    "cut_out",
+    "merge",
+    "run_pieces",
+    "run_rollup",
+    "scalar_names",
+    "tensor_pieces",
+    "tensor_rollup",
+]
+
+PIECE_STEPS = 64
+FIRST, LAST, NONFINITE, PRESENT = "a", "z", "x", "p"
+LOW, MEAN, HIGH, COUNT = "l:", "m:", "h:", "c:"
+# Tensor metrics that are another column's on a scale of their own: metric -> (column, what by).
+SCALED = {"rms": ("norm", 0.5), "clip_fraction": ("clipped_count", 1.0), "zero_fraction": ("zero_count", 1.0)}  # fmt: skip
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+
+
+def run_rollup(rows: StepRows) -> bytes:
+    """Pieces of every run metric and every scalar."""
+    starts = np.arange(0, len(rows), PIECE_STEPS)
+    nonfinite = nonfinite_count(rows)
+    columns = _bounds(rows, starts)
+    columns[NONFINITE] = np.add.reduceat(nonfinite, starts)
+    metrics = RUN_METRICS if rows.manifest.tensors else ()
+    for name in dict.fromkeys((*metrics, *rows.scalars)):
+        values = run_quantity(rows, name)
+        counts = np.isfinite(values)
+        if not counts_every_step(name, tensor=False):
+            counts &= nonfinite == 0
+        columns.update(_reduced(name, values, counts, starts))
+    return pack(columns)
+
+
+def tensor_rollup(rows: StepRows) -> bytes:
+    """Pieces of every column of every tensor, [T, pieces] each."""
+    starts = np.arange(0, len(rows), PIECE_STEPS)
+    columns = _bounds(rows, starts)
+    shape = (len(rows), len(rows.manifest.tensors))
+    nonfinite = np.nan_to_num(np.asarray(rows.tensors.get("nonfinite_count", np.zeros(shape))))
+    present = np.asarray(rows.tensors.get("present", np.ones(shape, np.uint8))) != 0
+    columns[NONFINITE] = np.add.reduceat(nonfinite, starts, axis=0, dtype=np.float64).T
+    columns[PRESENT] = np.add.reduceat(present, starts, axis=0, dtype=np.uint32).T
+    for name, values in rows.tensors.items():
+        if name == "present":
+            continue
+        counts = present & np.isfinite(values)
+        if not counts_every_step(name, tensor=True):
+            counts = counts & (nonfinite == 0)
+        columns.update(_reduced(name, values, counts, starts))
+    return pack(columns)
+
+
+def run_pieces(body: bytes, metric: str) -> Pieces:
+    """One run metric's pieces; NaN-free, with count 0 where it was not measured."""
+    return _pieces(unpack(body, _wanted(metric)), metric, None, 1.0)
+
+
+def tensor_pieces(body: bytes, metric: str, tensor: int, numel: int) -> Pieces:
+    """One tensor metric's pieces."""
+    column, power = SCALED.get(metric, (metric, 0.0))
+    return _pieces(unpack(body, _wanted(column)), column, tensor, 1 / max(1, numel) ** power)
+
+
+def scalar_names(body: bytes) -> list[str]:
+    """What run metrics and scalars a body of :func:`run_rollup` has."""
+    return [name[2:] for name in unpack(body, lambda n: n.startswith(COUNT))]
+
+
+def merge(bodies: Sequence[bytes]) -> bytes:
+    """Bodies of :func:`run_rollup`, in step order, as one; a metric that one lacks has count 0."""
+    parts = [unpack(body) for body in bodies]
+    lengths = [len(part[FIRST]) for part in parts]
+    names = dict.fromkeys(name for part in parts for name in part)
+    return pack({n: _stacked([p.get(n) for p in parts], lengths) for n in names})
+
+
+def cut_out(body: bytes, first: int, last: int) -> bytes | None:
+    """A body without its pieces in ``[first, last]``; None when none are left."""
+    columns = unpack(body)
+    kept = (columns[FIRST] > last) | (columns[LAST] < first)
+    if not kept.any():
+        return None
+    return pack({name: values[kept] for name, values in columns.items()})
+
+
+def _bounds(rows: StepRows, starts: Array) -> dict[str, Array]:
+    ends = np.append(starts[1:], len(rows)) - 1
+    return {FIRST: rows.steps[starts], LAST: rows.steps[ends]}
+
+
+def _reduced(name: str, values: Array, counts: Array, starts: Array) -> dict[str, Array]:
+    # What was exact in four bytes stays so; counts beyond 2^24 need eight.
+    kind = "f4" if values.dtype == np.float32 else "f8"
+    number = np.add.reduceat(counts, starts, axis=0, dtype=np.uint32)
+    total = np.add.reduceat(np.where(counts, values, 0.0), starts, axis=0, dtype=np.float64)
+    mean = np.divide(total, number, out=np.zeros_like(total), where=number > 0)
+    low = np.minimum.reduceat(np.where(counts, values, np.inf), starts, axis=0)
+    high = np.maximum.reduceat(np.where(counts, values, -np.inf), starts, axis=0)
+    return {
+        LOW + name: np.where(number > 0, low, 0).astype(kind).T,
+        MEAN + name: mean.astype(kind).T,
+        HIGH + name: np.where(number > 0, high, 0).astype(kind).T,
+        COUNT + name: number.T,
+    }
+
+
+def _wanted(metric: str) -> Callable[[str], bool]:
+    names = {FIRST, LAST, NONFINITE, PRESENT, *(p + metric for p in (LOW, MEAN, HIGH, COUNT))}
+    return names.__contains__
+
+
+def _pieces(found: Mapping[str, Array], metric: str, tensor: int | None, scale: float) -> Pieces:
+    first, last = found[FIRST], found[LAST]
+
+    def one(name: str) -> Floats:
+        values = found.get(name)
+        if values is None or (tensor is not None and tensor >= len(values)):
+            return np.zeros(len(first))
+        return np.asarray(values if tensor is None else values[tensor], np.float64)
+
+    if metric == "present":
+        return _presence(first, last, one(PRESENT), one(NONFINITE))
+    count = one(COUNT + metric)
+    counted = count > 0
+    return Pieces(
+        start=first,
+        end=last,
+        low=np.where(counted, one(LOW + metric) * scale, np.inf),
+        total=one(MEAN + metric) * scale * count,
+        high=np.where(counted, one(HIGH + metric) * scale, -np.inf),
+        count=count.astype(np.int64),
+        nonfinite=one(NONFINITE),
+    )
+
+
+def _presence(first: Array, last: Array, present: Floats, nonfinite: Floats) -> Pieces:
+    steps = np.minimum(last - first + 1, PIECE_STEPS)
+    return Pieces(
+        start=first,
+        end=last,
+        low=(present >= steps).astype(np.float64),
+        total=present,
+        high=(present > 0).astype(np.float64),
+        count=steps.astype(np.int64),
+        nonfinite=nonfinite,
+    )
+
+
+def _stacked(columns: Sequence[Array | None], lengths: Sequence[int]) -> Array:
+    kind = next(column.dtype for column in columns if column is not None)
+    return np.concatenate(
+        [
+            np.zeros(length, kind) if column is None else column
+            for column, length in zip(columns, lengths, strict=True)
+        ]
+    )

@@ -1,0 +1,99 @@
+"""Roll-ups as rows: added per chunk, joined into longer ones so that a long curve is few reads."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+
+from gradwatch_service.queries.series import Pieces
+from gradwatch_service.store.rollups import cut_out, merge, run_pieces, tensor_pieces
+from gradwatch_service.store.sqlite.registering import load_manifest
+
+__all__ = ["RUN", "TENSORS", "add_rollup", "pieces_between", "remove_span"]
+
+RUN, TENSORS = -1, -2
+FANOUT, TOP_LEVEL = 16, 4
+Place = tuple[int, int]  # row ids of the run and of the stream
+Span = tuple[int, int]  # first and last step
+
+
+def add_rollup(
+    connection: sqlite3.Connection, place: Place, kind: int, span: Span, body: bytes
+) -> None:
+    """Add a chunk's roll-up, then join rows until fewer than :data:`FANOUT` are left per level."""
+    _insert(connection, (*place, kind, 1, *span, body))
+    if kind != RUN:
+        return  # all tensors of a chunk: joined, a row would grow beyond what one write should be
+    for level in range(1, TOP_LEVEL):
+        rows = connection.execute(
+            "SELECT id, first_step, last_step, body FROM rollup WHERE run_id = ? AND stream_id = ? "
+            "AND tensor = ? AND level = ? ORDER BY first_step",
+            (*place, kind, level),
+        ).fetchall()
+        if len(rows) < FANOUT:
+            return
+        joined = merge([row[3] for row in rows])
+        connection.executemany("DELETE FROM rollup WHERE id = ?", ((row[0],) for row in rows))
+        whole = (rows[0][1], max(row[2] for row in rows))
+        _insert(connection, (*place, kind, level + 1, *whole, joined))
+
+
+def remove_span(connection: sqlite3.Connection, place: Place, span: Span) -> None:
+    """Remove the pieces in a span, whatever row they were joined into: its chunk is made anew."""
+    first, last = span
+    rows = connection.execute(
+        "SELECT id, tensor, first_step, last_step, body FROM rollup WHERE run_id = ? "
+        "AND stream_id = ? AND first_step <= ? AND last_step >= ?",
+        (*place, last, first),
+    ).fetchall()
+    for row_id, kind, low, high, body in rows:
+        left = None
+        if kind == RUN and not (low >= first and high <= last):
+            left = cut_out(body, first, last)
+        if left is None:
+            connection.execute("DELETE FROM rollup WHERE id = ?", (row_id,))
+        else:
+            connection.execute("UPDATE rollup SET body = ? WHERE id = ?", (left, row_id))
+
+
+def pieces_between(
+    connection: sqlite3.Connection,
+    place: Place,
+    metric: str,
+    tensor: int | None,
+    span: Span,
+) -> Iterator[Pieces]:
+    """Pieces of a metric that touch the span, row by row in step order."""
+    kind = RUN if tensor is None else TENSORS
+    rows = connection.execute(
+        "SELECT body FROM rollup WHERE run_id = ? AND stream_id = ? AND tensor = ? "
+        "AND first_step <= ? AND last_step >= ? ORDER BY first_step",
+        (*place, kind, span[1], span[0]),
+    )
+    if tensor is None:
+        for (body,) in rows:
+            yield run_pieces(body, metric)
+        return
+    numel = _numel(connection, *place, tensor)
+    for (body,) in rows:
+        yield tensor_pieces(body, metric, tensor, numel)
+
+
+def _numel(connection: sqlite3.Connection, run_id: int, stream_id: int, tensor: int) -> int:
+    (digest,) = connection.execute(
+        "SELECT manifest FROM stream WHERE id = ?", (stream_id,)
+    ).fetchone()
+    manifest = load_manifest(connection, run_id, digest)
+    if manifest is None or tensor >= len(manifest.tensors):
+        return 1
+    return manifest.tensors[tensor].numel
+
+
+def _insert(
+    connection: sqlite3.Connection, row: tuple[int, int, int, int, int, int, bytes]
+) -> None:
+    connection.execute(
+        "INSERT INTO rollup (run_id, stream_id, tensor, level, first_step, last_step, body) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?)",
+        row,
+    )
