@@ -45,6 +45,7 @@ class FaultServer:
         self.finished: list[str] = []
         self.recommendation: dict[str, Any] | None = None
         self.extra: dict[str, Any] = {}
+        self.incidents: list[dict[str, Any]] = []
         self._sessions: dict[str | None, int] = {}
         self._manifests: set[str] = set()
         self._tls = tls
@@ -128,6 +129,8 @@ class FaultServer:
         if request.path.endswith("/finish"):
             self.finished.append(json.loads(request.body)["status"])
             return 200, {"status": self.finished[-1], "analysed": True, "analysed_step": 0}
+        if request.method == "GET":
+            return 200, {"items": self.incidents, "next_cursor": None}
         if not self._sessions:
             return 404, {"code": "unknown_run", "detail": "no such run"}
         report = decode(request.body)

@@ -157,7 +157,8 @@ class Background:
         now = time.monotonic()
         wanted = now >= self._quiet_until and sample.step % self._every == 0
         try:
-            self.batching.read(sample, self._outbox.read(sample), now, wanted=wanted)
+            if not self.batching.read(sample, self._outbox.read(sample), now, wanted=wanted):
+                self._drop("paused", 1)
         except Exception as error:  # noqa: BLE001 - one bad sample must not take the others along
             self._note_fault(error)
             self._drop("internal", 1)
@@ -186,8 +187,14 @@ class Background:
             self._settle(head, sender.deliver(head))
         elif not sender.announced:
             sender.announce()
-            if not sender.reached:
-                self.dropped.update(self.backlog.retreat())
+        self._note_contact(sender)
+
+    def _note_contact(self, sender: Sender) -> None:
+        """Act on how the last request went."""
+        if sender.stopped is not None:
+            self._log_once("stopped", f"nothing more is sent: {sender.stopped}")
+        if not sender.reached:
+            self.dropped.update(self.backlog.retreat())
         self._tell_start(reached=sender.reached, why=sender.last_error or "")
 
     def _settle(self, delivery: Delivery, verdict: Verdict) -> None:
@@ -201,10 +208,6 @@ class Background:
                 self.dropped[verdict.reason] += self.backlog.empty_head(verdict.reason)
             else:
                 self.backlog.pop()
-        else:
-            if verdict.action is Action.STOP:
-                self._log_once("stopped", f"nothing more is sent: {verdict.why}")
-            self.dropped.update(self.backlog.retreat())
 
     def _heed(self, answer: Mapping[str, Any]) -> None:
         """Follow what the service may ask: to be quieter, never louder."""
@@ -216,10 +219,9 @@ class Background:
             self._quiet_until = time.monotonic() + float(min(pause, _MOST_PAUSE_SECONDS))
         if isinstance(every, int) and every >= 1:
             self._every = min(every, _MOST_EVERY)
-        if self.callbacks.answer is not None:
-            self.callbacks.answer(answer)
+        self._call(self.callbacks.answer, answer)
         if self.incidents is not None:
-            self.incidents.ask(time.monotonic())
+            self._call(self.incidents.ask, time.monotonic())
 
     def _answer_flushes(self) -> None:
         if not self._flushes:
@@ -246,7 +248,7 @@ class Background:
                 last = min(request.deadline, time.monotonic() + _FINISH_SECONDS)
                 told = told or self._sender.finish(status, until=last)
                 if self.incidents is not None and self._sender.reached:
-                    self.incidents.ask(math.inf)
+                    self._call(self.incidents.ask, math.inf)
             self.dropped.update(self.backlog.retreat())
             if self.backlog.spool is not None and not told:
                 self.backlog.spool.finish(status)
@@ -274,16 +276,25 @@ class Background:
             verdict = sender.deliver(head)
             self._settle(head, verdict)
             failures = failures + 1 if verdict.action is Action.RETRY else 0
-        self._tell_start(reached=sender.reached, why=sender.last_error or "")
+        self._note_contact(sender)
 
     def _tell_start(self, *, reached: bool, why: str) -> None:
-        if not self._started and self.callbacks.start is not None:
+        if not self._started:
             self._started = True
-            self.callbacks.start(reached, why)
+            self._call(self.callbacks.start, reached, why)
 
     def _tell_read(self, sample: Sample, packed: Tensor) -> None:
-        if self.callbacks.read is not None:
-            self.callbacks.read(sample, packed)
+        self._call(self.callbacks.read, sample, packed)
+
+    def _call(self, callback: Callable[..., None] | None, *arguments: object) -> None:
+        """Call somebody else's code: what it raises is logged once and costs nothing here."""
+        if callback is None:
+            return
+        try:
+            callback(*arguments)
+        except Exception as error:  # noqa: BLE001 - whatever a callback raises, delivering goes on
+            name = f"{type(error).__name__}: {error}"
+            self._log_once(name, f"a callback failed, reporting goes on: {name}", error=error)
 
     def _note_fault(self, error: Exception) -> None:
         self._faults += 1

@@ -63,7 +63,7 @@ class Batching:
         self._release(optimizer)
         self._layouts[optimizer] = layout
 
-    def read(self, sample: Sample, buffer: Tensor, now: float, *, wanted: bool = True) -> None:
+    def read(self, sample: Sample, buffer: Tensor, now: float, *, wanted: bool = True) -> bool:
         """Take a sample in.
 
         Args:
@@ -71,6 +71,9 @@ class Batching:
             buffer: Its ``stats.buffer`` on the host; may be reused afterwards.
             now: Monotonic seconds.
             wanted: Whether it is to be reported even when it is like any other.
+
+        Returns:
+            Whether it will be.
         """
         stats, layout = sample.stats, self._layouts[sample.optimizer]
         packed = buffer[: stats.packed.numel()].view(stats.packed.shape)
@@ -89,10 +92,10 @@ class Batching:
         self._on_read(sample, packed)
         if not (wanted or held.urgent):
             sample.packed = True
-            self.dropped["paused"] += 1
-            return
+            return False
         self._release(sample.optimizer)
         self._held[sample.optimizer] = held
+        return True
 
     def due(self) -> float:
         """When :meth:`deliveries` has something to do, in monotonic seconds."""

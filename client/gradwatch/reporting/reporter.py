@@ -116,7 +116,7 @@ class Reporter:
 
     def put(self, sample: Sample) -> None:
         """Hand a sample over, or drop and count it where there is no room. Never waits."""
-        if not self._deaf:
+        if not (self._deaf or self._background.ended):
             self._outbox.put(sample)
 
     def flush(self, timeout: float) -> bool:
