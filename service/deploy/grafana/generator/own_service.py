@@ -40,10 +40,10 @@ BOARD = dashboard(
             ),
             stat(
                 "Rejected",
-                "Deliveries refused in the last hour, whatever the reason.",
+                "Deliveries refused within the time shown, whatever the reason.",
                 [
                     target(
-                        f"sum(increase(gradwatch_ingest_rejected_reports_total{{{SERVICE}}}[1h]))",
+                        f"sum(increase(gradwatch_ingest_rejected_reports_total{{{SERVICE}}}[$__range]))",
                         "rejected",
                     )
                 ],
@@ -51,11 +51,12 @@ BOARD = dashboard(
             ),
             stat(
                 "Series dropped",
-                "Series that did not fit on the page for Prometheus, last hour. Above 0: raise "
+                "Series that did not fit on the page for Prometheus, within the time shown. Above 0: raise "
                 "--max-series, or split the runs over two services.",
                 [
                     target(
-                        f"sum(increase(gradwatch_series_dropped_total{{{SERVICE}}}[1h]))", "dropped"
+                        f"sum(increase(gradwatch_series_dropped_total{{{SERVICE}}}[$__range]))",
+                        "dropped",
                     )
                 ],
                 limits=[(1, "orange")],

@@ -1,0 +1,186 @@
+"""A real Prometheus scrapes the real service while a real job trains."""
+
+import threading
+import time
+
+import pytest
+import torch
+from tests.conftest import poll, serving
+from tests.deploy.deployed import queries
+from tests.deploy.prometheus_server import prometheus
+from tests.deploy.substituted import substitute
+
+import gradwatch
+from gradwatch_service.exposition.block import ALL_SERIES
+
+RUN = "live-job"
+# Empty while nothing is wrong, as they should be.
+QUIET = {"Incidents", "Threshold changes", "What is wrong"}
+# Of statistics that this job does not send; test_history shows them.
+OPTIONAL = {"Cosine to the step before", "Gradient over weights", "Magnitudes", "Share below 1e-8"}
+
+
+class Training(threading.Thread):
+    """A small job that trains until it is told to stop; one batch is broken."""
+
+    def __init__(self, url):
+        super().__init__(daemon=True)
+        self.url = url
+        self.over = threading.Event()
+        self.error = None
+
+    def run(self):
+        """Train."""
+        try:
+            torch.set_num_threads(1)
+            self._train()
+        except Exception as error:  # noqa: BLE001 - the test shows it
+            self.error = error
+
+    def _train(self):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        with gradwatch.watch(
+            model,
+            optimizer,
+            clip=gradwatch.clip.norm(1.0),
+            run=RUN,
+            url=self.url,
+            histogram_every=2,
+        ) as watch:
+            while not self.over.is_set():
+                step = watch_step(model, optimizer)
+                watch.log(loss=step)
+                self.over.wait(0.02)
+
+
+def watch_step(model, optimizer, broken=False):
+    """One step on random data."""
+    inputs = torch.randn(16, 8)
+    loss = (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+@pytest.fixture(scope="module")
+def scraped(tmp_path_factory):
+    """(service, Prometheus, job): all three running for the whole of this file."""
+    folder = tmp_path_factory.mktemp("scraped")
+    with serving(folder) as service:
+        job = Training(service.base_url)
+        job.start()
+        targets = f"{service.base_url}/api/v1/prometheus/targets"
+        discovery = {
+            "job_name": "gradwatch-tensors",
+            "sample_limit": 12_000,
+            "http_sd_configs": [{"url": targets, "refresh_interval": "1s"}],
+        }
+        address = service.base_url.removeprefix("http://")
+        with prometheus(folder, address, extra_jobs=[discovery]) as server:
+            try:
+                poll(lambda: server.value('up{job="gradwatch"}') == 1)
+                steps = f'rate(gradwatch_run_steps_total{{run="{RUN}"}}[5s])'
+                poll(lambda: job.error or server.value(steps))
+                assert job.error is None
+                yield service, server, job
+            finally:
+                job.over.set()
+                job.join(20)
+
+
+def test_the_target_is_up_and_nothing_of_its_page_was_refused(scraped):
+    _, server, _ = scraped
+
+    targets = server.ask("targets", state="active")["activeTargets"]
+    assert {t["health"] for t in targets if t["labels"]["job"] == "gradwatch"} == {"up"}
+    assert [t["lastError"] for t in targets if t["lastError"]] == []
+    # What arrived is what was sent: nothing twice, nothing renamed out of the way.
+    assert server.value('scrape_samples_scraped{job="gradwatch"}') > 100
+    assert server.query('{exported_job!=""}') == []
+    assert server.query('{exported_instance!=""}') == []
+    assert "duplicate" not in server.log().lower()
+    assert "out of order" not in server.log().lower()
+
+
+def test_prometheus_knows_every_metric_by_our_type_and_help(scraped):
+    _, server, _ = scraped
+
+    known = server.ask("metadata")
+
+    for family in (series.family for series in ALL_SERIES):
+        if family.name in known:
+            (told,) = known[family.name]
+            assert (told["type"], told["help"]) == (family.kind, family.text)
+    assert {s.family.name for s in ALL_SERIES if "group" not in s.family.labels} <= {
+        *known,
+        "gradwatch_run_incident_onset_step",
+    }
+
+
+def test_every_panel_shows_something_while_the_job_runs(scraped):
+    _, server, _ = scraped
+
+    def empty():
+        return [
+            (uid, title, query)
+            for uid, title, expr in queries()
+            if title not in QUIET | OPTIONAL
+            and not server.query(query := substitute(expr, run=RUN, interval="5s", span="1m"))
+        ]
+
+    end = time.monotonic() + 10
+    while (still := empty()) and time.monotonic() < end:
+        time.sleep(0.5)
+    assert still == []
+
+
+def test_every_run_has_its_tensors_on_a_target_of_its_own(scraped):
+    _, server, _ = scraped
+
+    norms = poll(lambda: server.query(f'gradwatch_tensor_gradient_norm{{run="{RUN}"}}'))
+
+    assert {labels["tensor"] for labels, _ in norms} == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert {labels["instance"] for labels, _ in norms} == {RUN}
+    assert server.value(f'up{{job="gradwatch-tensors",instance="{RUN}"}}') == 1
+
+
+def test_recording_rules_have_values(scraped):
+    _, server, _ = scraped
+
+    poll(lambda: server.query("job_project_run:gradwatch_clipped_elements:ratio_rate5m"))
+    assert server.query("job_project_run_group:gradwatch_clipped_elements:ratio_rate5m")
+
+
+def test_non_finite_gradients_page_with_their_tensor(scraped):
+    service, server, _ = scraped
+    model = torch.nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradwatch.watch(model, optimizer, run="broken", url=service.base_url):
+        for step in range(40):
+            loss = model(torch.randn(8, 4)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            if step >= 30:
+                model.weight.grad[0, 0] = float("nan")
+            optimizer.step()
+
+    alert = 'ALERTS{alertname="GradwatchCriticalIncident",alertstate="firing",run="broken"}'
+    firing = poll(lambda: server.query(alert))
+
+    assert {labels["kind"] for labels, _ in firing} == {"nonfinite"}
+    assert {labels["first_tensor"] for labels, _ in firing} == {"weight"}
+    assert {labels["severity"] for labels, _ in firing} == {"critical"}
+
+
+def test_a_deleted_runs_series_end_with_the_next_scrape(scraped):
+    service, server, _ = scraped
+    service.http.post("/api/v1/runs/short/steps", json={"step": 1, "global_norm": 0.5})
+    series = 'gradwatch_run_gradient_norm{run="short"}'
+    poll(lambda: server.value(series) == 0.5)
+
+    service.http.delete("/api/v1/runs/short")
+
+    poll(lambda: server.query(series) == [])
