@@ -127,6 +127,17 @@ class Tracked:
         except Exception as error:  # noqa: BLE001 - nothing may reach the training loop
             self._stop_reporting(number, error)
 
+    def before_update(self) -> GradStats | None:
+        """Do the step's work ahead of the optimizer's hook, which then stands back. Never raises.
+
+        Called again before the optimizer has stepped, it is another evaluation of the same step.
+        """
+        if not self.clipping or self.hook is None:
+            return None
+        self.take_step(1 if self.explicit else None)
+        self.explicit = True
+        return self.stats
+
     def skip_step(self) -> None:
         """Count a step that a GradScaler left out. Never raises."""
         if not self.explicit:

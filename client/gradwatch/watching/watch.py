@@ -15,7 +15,9 @@ from gradwatch.identity import Identity
 from gradwatch.reporting.reporter import Health as Delivery
 from gradwatch.scalars import accept
 from gradwatch.settings import Settings
+from gradwatch.statistics import GradStats
 from gradwatch.watching.amp import ScalerHook, scaler_around
+from gradwatch.watching.hooks import unwrap_optimizer
 from gradwatch.watching.outlet import Outlet
 from gradwatch.watching.summary import Latest, Summary
 from gradwatch.watching.tracked import Tracked
@@ -119,6 +121,23 @@ class Watch:
                 tracked.step = step
             tracked.take_step()
             tracked.explicit = tracked.hook is not None
+
+    def before_update(self, optimizer: object) -> GradStats | None:
+        """Clip and measure one optimizer's gradients now; for frameworks that clip before they step.
+
+        The hook of the optimizer's step that follows stands back.
+
+        Args:
+            optimizer: One of the watched optimizers, or a wrapper around it.
+
+        Returns:
+            The statistics on the device; None when it is not watched (any more).
+        """
+        inner = unwrap_optimizer(optimizer)
+        for tracked in self.tracked:
+            if tracked.optimizer is inner:
+                return tracked.before_update()
+        return None
 
     def log(self, step: int | None = None, **scalars: object) -> None:
         """Add scalars to the newest step whose hook has run.
