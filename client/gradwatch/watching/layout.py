@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradwatch.errors import WatchError
+from gradwatch.watching.sharding import sharded_by
 from gradwatch_wire import TensorInfo, default_group
 
 __all__ = ["Layout", "Names", "Parameters", "patterns", "unwrap_model"]
@@ -154,6 +155,11 @@ class Layout:
 
     def _place(self, name: str, parameter: Tensor) -> None:
         """Give a parameter its row: its old one by name, shape and dtype, else a new one."""
+        if (splitter := sharded_by(parameter)) is not None:
+            raise WatchError(
+                f"{name!r} is {splitter}: this rank holds only a part of it. Sharded training is not "
+                "watched yet; nothing is clipped or measured, rather than wrongly."
+            )
         name, row = self._free(name, parameter)
         if row is not None:
             self.parameters[row] = parameter

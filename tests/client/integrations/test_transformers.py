@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from tests.client.collector import collect
 from torch import Tensor, nn
 
 import gradwatch
-from tests.client.collector import collect
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 from gradwatch.integrations.transformers import attach  # noqa: E402 - after the check above
 
-pytestmark = pytest.mark.filterwarnings("default")  # theirs, not ours
+pytestmark = pytest.mark.filterwarnings("ignore")  # theirs, not ours
 
 
 class Regression(nn.Module):
@@ -126,9 +126,7 @@ def test_a_dead_run_is_stopped_and_the_spool_lies_under_the_output_directory(
 ) -> None:
     monkeypatch.setenv("GRADWATCH_QUIET", "1")
     made, _ = trainer(tmp_path, Rows(poison=0), max_steps=400)
-    watch = attach(
-        made, clip=gradwatch.clip.norm(2.0), mode="offline", stop_on={"nonfinite": 3}
-    )
+    watch = attach(made, clip=gradwatch.clip.norm(2.0), mode="offline", stop_on={"nonfinite": 3})
     assert watch.settings.directory == tmp_path / "gradwatch"
     with caplog.at_level(logging.WARNING):
         made.train()
