@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gradwatch_service.ingest.pipeline import deliver
 from gradwatch_service.ingest.validation import numel_of, rows_of
 from gradwatch_service.settings import Settings
 from gradwatch_service.store.base import Delivery, Store
+from gradwatch_service.store.delivering import deliver
 from gradwatch_service.store.sqlite import SqliteStore
 from gradwatch_wire import Manifest, Report
 

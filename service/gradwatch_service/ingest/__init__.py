@@ -1,5 +1,5 @@
 """Bodies in, durable deliveries out."""
 
-from gradwatch_service.ingest.pipeline import Body, Ingest, deliver
+from gradwatch_service.ingest.pipeline import Body, Ingest
 
-__all__ = ["Body", "Ingest", "deliver"]
+__all__ = ["Body", "Ingest"]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,20 +16,18 @@ import numpy as np
 from fastapi import Request
 from numpy.typing import NDArray
 
-from gradwatch_service import live
 from gradwatch_service.access.gate import JSON_TYPE, media_type
 from gradwatch_service.ingest.backlog import Backlog
 from gradwatch_service.ingest.bodies import decompress, parse_json
 from gradwatch_service.ingest.validation import numel_of, rows_of
 from gradwatch_service.instruments import Instruments
 from gradwatch_service.problems import ServiceError
-from gradwatch_service.rows import StepRows
 from gradwatch_service.settings import Settings
 from gradwatch_service.store.base import Commit, Delivery, Receipt, Store
-from gradwatch_service.store.layout import pack_rows
+from gradwatch_service.store.delivering import deliver
 from gradwatch_wire import CONTENT_TYPE, Manifest, Report, decode, report_from_json
 
-__all__ = ["Body", "Ingest", "deliver"]
+__all__ = ["Body", "Ingest"]
 
 DECODERS = 2
 KNOWN_MANIFESTS = 512
@@ -221,48 +218,7 @@ class Ingest:
                         del self._known[key]
 
 
-def deliver(
-    run: str, rows: StepRows, *, sequence: int, manifest: str, received: float, **more: Any
-) -> Delivery:
-    """Pack validated rows for the store; ``more`` is what else a :class:`Delivery` has."""
-    counts = live.summarise(
-        rows,
-        manifest=manifest,
-        dropped=more.get("dropped"),
-        partial=more.get("partial") is not None,
-    )
-    return Delivery(
-        run=run,
-        sequence=sequence,
-        manifest=manifest,
-        rows=rows,
-        digest=_digest(rows, manifest, more),
-        packed=pack_rows(rows),
-        received=received,
-        counts=counts,
-        **more,
-    )
-
-
 def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any) -> None:
     cache[key] = value
     while len(cache) > KNOWN_MANIFESTS:
         cache.popitem(last=False)
-
-
-def _digest(rows: StepRows, manifest: str, more: Mapping[str, Any]) -> bytes:
-    """16 bytes of SHA-256 over the numbers as they are stored, whatever form they came in."""
-    told = hashlib.sha256(repr((manifest, rows.optimizer, len(rows))).encode())
-    columns = {"": rows.steps, "time": rows.time}
-    columns.update({f"s {name}": values for name, values in rows.scalars.items()})
-    columns.update({f"t {name}": values for name, values in rows.tensors.items()})
-    for index, part in enumerate(rows.histograms):
-        columns[f"h {index} {part.bins_per_octave} {part.lowest_exponent}"] = part.steps
-        columns[f"c {index} {part.sampled}"] = part.counts
-    for name in sorted(columns):
-        told.update(name.encode())
-        told.update(np.ascontiguousarray(columns[name]).data)
-    partial = more.get("partial")
-    dropped = sorted((more.get("dropped") or {}).items())
-    told.update(repr((dropped, partial and partial.ranks)).encode())
-    return told.digest()[:16]

@@ -10,12 +10,13 @@ import orjson
 from fastapi import APIRouter, Request, Response
 
 from gradwatch_service.access import Ingester, check_run_id
-from gradwatch_service.ingest import Body, deliver
+from gradwatch_service.ingest import Body
 from gradwatch_service.ingest.bodies import decompress, parse_json
 from gradwatch_service.ingest.short_way import MANIFEST, rows_of_steps
 from gradwatch_service.problems import ServiceError
 from gradwatch_service.schemas import PROBLEMS, STEPS_BODY
 from gradwatch_service.store.base import Delivery
+from gradwatch_service.store.delivering import deliver
 from gradwatch_service.wiring import Service, ServiceDep
 
 router = APIRouter()

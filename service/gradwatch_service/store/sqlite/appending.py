@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 
-import orjson
+import numpy as np
 
 from gradwatch_service import live
 from gradwatch_service.rows import Steps
@@ -16,10 +17,11 @@ from gradwatch_service.store.base import (
     UnknownAttemptError,
     UnknownManifestError,
 )
-from gradwatch_service.store.packing import unpack
+from gradwatch_service.store.packing import pack, unpack
+from gradwatch_service.store.sqlite.combining import COMBINED, Outcome
 from gradwatch_service.store.sqlite.state import Memory, RunState, StreamState
 
-__all__ = ["append"]
+__all__ = ["append", "settle_parts"]
 
 INSERT = (
     "INSERT INTO delivery (run_id, attempt, rank, sequence, stream_id, manifest, digest, received, "
@@ -71,6 +73,27 @@ def append(
     state.last_report_at = max(state.last_report_at or 0.0, delivery.received)
     memory.changed(state)
     return Receipt(stored=True), _commit(state, delivery)
+
+
+def settle_parts(connection: sqlite3.Connection, memory: Memory, outcome: Outcome) -> Commit | None:
+    """Store whole steps, let go of the parts that are used up, count what was given up."""
+    state = memory.run(outcome.run)
+    connection.executemany(
+        "UPDATE delivery SET payload = NULL WHERE id = ?", ((part,) for part in outcome.done)
+    )
+    if outcome.given_up:
+        given_up = state.dropped.get("incomplete_shards", 0) + outcome.given_up
+        state.dropped["incomplete_shards"] = given_up
+        memory.changed(state)
+    if outcome.whole is None:
+        return None
+    rows = outcome.whole.rows
+    (lowest,) = connection.execute(
+        "SELECT min(sequence) FROM delivery WHERE run_id = ? AND attempt = ? AND rank = ?",
+        (state.id, rows.attempt, rows.rank),
+    ).fetchone()
+    sequence = min(COMBINED, lowest or 0) - 1
+    return append(connection, memory, replace(outcome.whole, sequence=sequence))[1]
 
 
 def _commit(state: RunState, delivery: Delivery) -> Commit:
@@ -147,10 +170,10 @@ def _overlapping(
 def _partial(delivery: Delivery) -> bytes | None:
     if delivery.partial is None:
         return None
-    return orjson.dumps(
+    return pack(
         {
-            "ranks": delivery.partial.ranks,
-            "weights": delivery.partial.weights.to_list(),
-            "local_numel": delivery.partial.local_numel.to_list(),
+            "ranks": np.array(delivery.partial.ranks, dtype="<i8"),
+            "weights": np.frombuffer(delivery.partial.weights.data, "<f8"),
+            "local_numel": np.frombuffer(delivery.partial.local_numel.data, "<u8"),
         }
     )

@@ -27,7 +27,8 @@ from gradwatch_service.store.base import (
     UnknownManifestError,
 )
 from gradwatch_service.store.sqlite import catalog, documents
-from gradwatch_service.store.sqlite.appending import append
+from gradwatch_service.store.sqlite.appending import append, settle_parts
+from gradwatch_service.store.sqlite.combining import Combiner, Outcome
 from gradwatch_service.store.sqlite.curves import Curve, curve
 from gradwatch_service.store.sqlite.file import Database, lock, open_database
 from gradwatch_service.store.sqlite.maintenance import Maintenance
@@ -78,7 +79,9 @@ class SqliteStore:
             told=self._tell,
         )
         self.maintenance = Maintenance(self.database, self.writer, settings)
+        self.combiner = Combiner(self.database, self.writer, settings, self._settle_parts)
         self.on_commit(self.maintenance.committed)
+        self.on_commit(self.combiner.committed)
 
     def on_commit(self, listener: Callable[[Sequence[Commit]], None]) -> None:
         """See :meth:`Store.on_commit`."""
@@ -87,6 +90,7 @@ class SqliteStore:
     def start(self) -> None:
         """See :meth:`Store.start`."""
         self.maintenance.start()
+        self.combiner.start()
 
     def close(self) -> None:
         """See :meth:`Store.close`."""
@@ -96,6 +100,7 @@ class SqliteStore:
             self._closed = True
             readers = list(self._readers)
         self.maintenance.stop()
+        self.combiner.stop()
         self.writer.close()
         for reader in readers:
             reader.close()
@@ -333,6 +338,11 @@ class SqliteStore:
         if commit is not None:
             self._pending.append(commit)
         return receipt
+
+    def _settle_parts(self, outcome: Outcome) -> None:
+        commit = settle_parts(self._connection, self._memory, outcome)
+        if commit is not None:
+            self._pending.append(commit)
 
     def _update(self, run: str, **values: str | float | None) -> None:
         state = self._memory.run(run)
