@@ -143,6 +143,55 @@ def test_a_question_that_makes_no_sense_is_answered_with_what_is_allowed(
     assert told in answer.json()["detail"]
 
 
+@pytest.fixture(scope="module")
+def long_run(service):
+    """A run of 9000 steps, all but the newest compacted, with spikes of a single step."""
+    norms = np.exp(np.random.default_rng(7).normal(0, 0.3, (9000, 1))).astype(np.float32)
+    norms[[4000, 8999]] = [[77.0], [88.0]]
+    nonfinite = np.zeros((9000, 1), int)
+    nonfinite[5000] = 3
+    columns = {"norm": norms, "nonfinite_count": nonfinite}
+    tensors = [{"name": "w", "shape": [50]}]
+    post_run(service, "long", columns, manifest={"tensors": tensors}, per_delivery=500)
+    service.parts.store.maintenance.compact(quiet=True)
+    return np.delete(norms[:, 0].astype(float), 5000)
+
+
+@pytest.mark.parametrize("points", [1, 10, 97, 250, 4000])
+@pytest.mark.parametrize(
+    "query", [{"metric": "global_norm"}, {"metric": "norm", "tensor": "w"}], ids=["run", "tensor"]
+)
+def test_a_long_run_is_answered_from_roll_ups_without_losing_a_spike(
+    service, long_run, query, points
+):
+    series = get(service, "runs/long/series", points=points, **query)
+
+    assert len(series["max"]) <= points
+    assert sum(series["count"]) == 8999
+    assert sum(series["nonfinite_count"]) == 3
+    assert series["start_step"][0] == 0
+    assert series["end_step"][-1] == 8999
+    assert all(
+        a + 1 == b for a, b in zip(series["end_step"][:-1], series["start_step"][1:], strict=True)
+    )
+    assert series["max"][-1] == 88.0
+    steps = np.delete(np.arange(9000), 5000)
+    for start, end, low, mean, high in zip(
+        *(series[k] for k in ("start_step", "end_step", "min", "mean", "max")), strict=True
+    ):
+        inside = long_run[(steps >= start) & (steps <= end)]
+        assert (low, high) == (inside.min(), inside.max())
+        assert mean == pytest.approx(inside.mean(), rel=1e-6)  # roll-ups keep float32 means
+
+
+def test_part_of_a_long_run_is_cut_where_it_was_asked_for(service, long_run):
+    series = get(service, "runs/long/series", start=10, end=8000, points=20)
+
+    assert (series["start_step"][0], series["end_step"][-1]) == (10, 8000)
+    assert sum(series["count"]) == 7990
+    assert max(series["max"]) == 77.0
+
+
 def test_a_run_without_steps_has_an_empty_series(service):
     service.http.put(service.api("runs/empty"), json={"tensors": list(TENSORS)})
 

@@ -13,7 +13,7 @@ from gradwatch_service.measures import global_norm, nonfinite_count
 from gradwatch_service.queries.histograms import merged
 from gradwatch_service.queries.reading import Selection, blocks, select
 from gradwatch_service.recommenders.backtest import Backtest, backtest_norm, backtest_value
-from gradwatch_service.recommenders.magnitudes import edges
+from gradwatch_service.recommenders.magnitudes import spans
 from gradwatch_service.recommenders.ratio import ratios
 from gradwatch_service.rows import StepRows
 from gradwatch_service.store.base import Store
@@ -93,24 +93,23 @@ def _value(store: Store, found: Selection, asked: Retrospect) -> dict[str, Any]:
         return _answer(found, asked, finite[:0], codes, nothing)
     kept = np.isin(whole.steps, finite) & whole.counts.any(axis=1)
     steps, counts = whole.steps[kept], whole.counts[kept]
-    bounds = edges(whole.bins_per_octave, whole.lowest_exponent)
+    bins = spans(whole.bins_per_octave, whole.lowest_exponent)
     incidents = _incidents(store, found.run, found)
     results = []
-    for threshold in asked.thresholds or _grid(_filled(counts, bounds), asked.grid or 2):
-        tried = backtest_value(counts, bounds, threshold)
+    for threshold in asked.thresholds or _grid(_filled(counts, bins), asked.grid or 2):
+        tried = backtest_value(counts, bins, threshold)
         if tried is None:
             results.append(_nothing(threshold) | {"incidents": []})
             continue
-        clipped = steps[counts[:, bounds[1:] > threshold].any(axis=1)]
+        clipped = steps[counts[:, bins[1] > threshold].any(axis=1)]
         touched = [i["id"] for i in incidents if _touches(i, clipped)]
         results.append({**asdict(tried), "incidents": touched})
     return _answer(found, asked, steps, ["ok"] if len(steps) else ["too_few_steps"], results)
 
 
-def _filled(counts: Floats, bounds: Floats) -> Floats:
-    """Edges between which there are elements: where thresholds make a difference."""
-    used = np.flatnonzero(counts.any(axis=0))
-    return bounds[used[0] : used[-1] + 2] if len(used) else bounds[:0]
+def _filled(counts: Floats, bins: Floats) -> Floats:
+    """Edges of the bins that hold elements: between them thresholds make a difference."""
+    return bins[:, counts.any(axis=0)].ravel()
 
 
 def _answer(

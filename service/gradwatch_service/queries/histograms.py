@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwatch_service.measures import global_norm, nonfinite_count
-from gradwatch_service.queries.quantities import run_quantity
 from gradwatch_service.queries.reading import Pick, Selection, blocks
 from gradwatch_service.recommenders.elementwise import WINDOW, MagnitudeHistory
 from gradwatch_service.recommenders.magnitudes import aligned
@@ -26,6 +25,7 @@ Steps = NDArray[np.int64]
 HISTORY_STEPS = 2 * WINDOW * 10  # twice the window at the client's default of every 10th step
 # One histogram of one tensor takes 1 KiB while it is read; a large model is read in small pieces.
 CELLS_AT_ONCE = 1_000_000
+KNOWN_PER_STEP = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,7 +67,7 @@ def magnitude_history(store: Store, found: Selection) -> MagnitudeHistory:
     for rows in _newest_first(store, found):
         parts[:0] = [_summed(part) for part in rows.histograms]
         finite = nonfinite_count(rows) == 0
-        read.insert(0, (rows.steps, global_norm(rows), finite, run_quantity(rows, "max_abs")))
+        read.insert(0, (rows.steps, global_norm(rows), finite, _tops(rows)))
     if not read:
         return _history(None, last_step=None)
     steps, norms, finite, largest = (np.concatenate(column) for column in zip(*read, strict=True))
@@ -78,9 +78,20 @@ def magnitude_history(store: Store, found: Selection) -> MagnitudeHistory:
         finite_steps=int(np.count_nonzero(finite)),
         flood=int(np.count_nonzero(~finite[-FLOOD_WINDOW:])) > FLOOD_WINDOW // 2,
     )
-    pooled = largest[np.isin(steps, history.steps[-WINDOW:])]
-    known = len(pooled) > 0 and bool(np.isfinite(pooled).all())
-    return replace(history, largest=float(pooled.max()) if known else None)
+    # Both lists of steps increase, and every step of the history is among those read.
+    return replace(history, largest=largest[np.searchsorted(steps, history.steps)])
+
+
+def _tops(rows: StepRows) -> Floats:
+    """[n, 64] largest elements of up to 64 tensors at each step, 0 where none is known."""
+    found = np.zeros((len(rows), KNOWN_PER_STEP))
+    values = rows.tensors.get("max_abs")
+    if values is not None:
+        largest = np.sort(np.nan_to_num(np.asarray(values, np.float64)), axis=1)[
+            :, -KNOWN_PER_STEP:
+        ]
+        found[:, : largest.shape[1]] = largest
+    return found
 
 
 def _newest_first(store: Store, found: Selection) -> Iterator[StepRows]:
@@ -126,7 +137,7 @@ def _history(
         bins_per_octave=whole.bins_per_octave,
         lowest_exponent=whole.lowest_exponent,
         sampled=whole.sampled,
-        largest=None,
+        largest=np.empty((len(whole.steps), 0)),
         finite_steps=finite_steps,
         flood=flood,
         last_step=last_step,

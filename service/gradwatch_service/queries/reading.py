@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from gradwatch_service.problems import invalid
+from gradwatch_service.queries.series import Pieces
 from gradwatch_service.rows import StepRows
 from gradwatch_service.store.base import Store, Stream, UnknownAttemptError
 from gradwatch_wire import TensorInfo
 
-__all__ = ["Selection", "blocks", "select", "unknown_name"]
+__all__ = ["Selection", "blocks", "curve", "select", "unknown_name"]
 
 Pick = Callable[[TensorInfo], bool]
 
@@ -116,6 +117,44 @@ def blocks(
             tensors=tensors,
             columns=columns,
             histograms=histograms,
+        )
+
+
+def curve(
+    store: Store,
+    selection: Selection,
+    *,
+    metric: str,
+    tensor: str | None,
+    columns: Sequence[str],
+    start: int | None,
+    end: int | None,
+    points: int,
+) -> Iterator[StepRows | Pieces]:
+    """One metric of the run or of a tensor, in rows and roll-ups that cover every step once.
+
+    They come in no certain order; see :meth:`Store.curve`.
+    """
+    for stream in selection.streams:
+        if stream.last_step is None or (start is not None and start > stream.last_step):
+            continue
+        index = None
+        if tensor is not None:
+            names = [t.name for t in stream.manifest.tensors]
+            if tensor not in names:
+                continue
+            index = names.index(tensor)
+        yield from store.curve(
+            selection.run,
+            attempt=stream.attempt,
+            optimizer=stream.optimizer,
+            rank=stream.rank,
+            metric=metric,
+            tensor=index,
+            columns=columns,
+            start=start,
+            end=stream.last_step if end is None else min(end, stream.last_step),
+            points=points,
         )
 
 

@@ -68,14 +68,18 @@ class Pieces:
 
 
 def joined(parts: Iterable[Pieces]) -> Pieces:
-    """The pieces of all parts, one after the other."""
+    """The pieces of all parts, by their first step."""
     parts = list(parts)
-    if len(parts) == 1:
-        return parts[0]
     whole, none = np.empty(0, np.int64), np.empty(0)
     empty = Pieces(whole, whole, none, none, none, whole, none)
-    columns = zip(*(_columns(p) for p in (parts or [empty])), strict=True)
-    return Pieces(*(np.concatenate(c) for c in columns))
+    if not parts:
+        return empty
+    start = np.concatenate([part.start for part in parts])
+    if len(parts) == 1 and bool((start[1:] > start[:-1]).all()):
+        return parts[0]
+    order = np.argsort(start, kind="stable")
+    columns = zip(*(_columns(part) for part in parts), strict=True)
+    return Pieces(*(np.concatenate(column)[order] for column in columns))
 
 
 def bucketed(pieces: Pieces, points: int) -> dict[str, list[float | int | None]]:
@@ -129,14 +133,18 @@ def _grouped(pieces: Pieces, group: Integers) -> Pieces:
 def _merged(pieces: Pieces, points: int) -> Pieces:
     """At most ``points`` buckets of equal width in step numbers, empty ones included."""
     first, last = int(pieces.start[0]), int(pieces.end[-1])
-    width = -(-(last - first + 1) // points)
-    number = -(-(last - first + 1) // width)
-    bucket = (pieces.start - first) // width
+    # Roll-ups begin at multiples of their length, so buckets of such multiples cut none in two.
+    unit = 1 << (int((pieces.end - pieces.start).max())).bit_length()
+    origin = first // unit * unit
+    width = -(-(last - origin + 1) // points)
+    width = -(-width // unit) * unit
+    number = -(-(last - origin + 1) // width)
+    bucket = (pieces.start - origin) // width
     used = np.unique(bucket)
     full = _grouped(pieces, bucket)
-    starts = first + width * np.arange(number)
+    starts = origin + width * np.arange(number)
     return Pieces(
-        start=starts,
+        start=np.maximum(starts, first),
         end=np.minimum(starts + width - 1, last),
         low=_spread(full.low, used, number, np.inf),
         total=_spread(full.total, used, number, 0.0),

@@ -81,19 +81,19 @@ class ElementBacktest(Backtest):
     clipped_elements_share: float
 
 
-def backtest_value(counts: Floats, bounds: Floats, threshold: float) -> ElementBacktest | None:
+def backtest_value(counts: Floats, bins: Floats, threshold: float) -> ElementBacktest | None:
     """Hold every element in [-threshold, +threshold]; None without a histogram.
 
     Args:
-        counts: [h, bins] non-empty histograms of finite steps.
-        bounds: [bins + 1] bin edges.
+        counts: [h, b] non-empty histograms of finite steps.
+        bins: [2, b] bins.
         threshold: Finite and above 0.
     """
     if not len(counts):
         return None
-    low, high = bounds[:-1], bounds[1:]
+    low, high = bins
     energy = counts @ ((high**2 - low**2) / (2 * np.log(high / low)))
-    removed = removed_share(counts, bounds, np.full(len(counts), threshold))
+    removed = removed_share(counts, bins, np.full(len(counts), threshold))
     coefficients = np.sqrt(np.clip(1 - removed, 0, 1))
     norms = np.sqrt(energy)
     return ElementBacktest(
@@ -103,5 +103,5 @@ def backtest_value(counts: Floats, bounds: Floats, threshold: float) -> ElementB
         mean_coefficient=float(coefficients.mean()),
         norm_removed_share=1 - float(coefficients @ norms) / float(norms.sum()),
         energy_removed_share=float(removed @ energy) / float(energy.sum()),
-        clipped_elements_share=elements_above(counts.sum(axis=0), bounds, threshold),
+        clipped_elements_share=elements_above(counts.sum(axis=0), bins, threshold),
     )

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from gradwatch_service.recommenders.base import Asked, Status
 from gradwatch_service.recommenders.magnitudes import (
-    edges,
     elements_above,
     limit_bounds,
     limit_for,
     removed_share,
+    spans,
+    with_known,
 )
 
 __all__ = ["MagnitudeHistory", "answer_value"]
@@ -39,7 +40,8 @@ class MagnitudeHistory:
         bins_per_octave: B.
         lowest_exponent: Exponent of the lowest edge.
         sampled: Share of the elements that was looked at.
-        largest: Largest magnitude of these steps, or None when it was not measured.
+        largest: [h, k] magnitudes of elements of each step that are known exactly, such as the
+            largest of each tensor; k may be 0.
         finite_steps: Finite steps of the run, with or without a histogram.
         flood: Whether more than half of the last 20 steps were not finite.
         last_step: Newest step, or None.
@@ -50,7 +52,7 @@ class MagnitudeHistory:
     bins_per_octave: int
     lowest_exponent: int
     sampled: float
-    largest: float | None
+    largest: Floats
     finite_steps: int
     flood: bool
     last_step: int | None
@@ -83,12 +85,10 @@ def answer_value(history: MagnitudeHistory, asked: Asked, removed_energy: float)
     }
     if code:
         return given
-    limits = _limits(history, removed_energy)
-    threshold = float(limits[-1])
+    counts, bins = _pool(history)
+    threshold = float(limit_for(counts[None, :], bins, removed_energy)[0])
     interval = _interval(history, removed_energy, threshold)
-    status, realised = _status(history, limits, interval, threshold, removed_energy)
-    bounds = _bounds(history)
-    pooled = history.counts[-WINDOW:].sum(axis=0, keepdims=True)
+    status, realised = _status(history, interval, threshold, removed_energy)
     given |= {
         "threshold": threshold,
         "interval": list(interval),
@@ -104,8 +104,10 @@ def answer_value(history: MagnitudeHistory, asked: Asked, removed_energy: float)
         "backtest": {
             "steps": used,
             "clipped_share": float(np.mean(_clips_any(history, threshold))),
-            "clipped_elements_share": elements_above(pooled[0], bounds, threshold),
-            "energy_removed_share": float(removed_share(pooled, bounds, np.array([threshold]))[0]),
+            "clipped_elements_share": elements_above(counts, bins, threshold),
+            "energy_removed_share": float(
+                removed_share(counts[None, :], bins, np.array([threshold]))[0]
+            ),
         },
     }
     if status == "provisional":
@@ -133,17 +135,13 @@ def _missing(history: MagnitudeHistory) -> str | None:
     return None if history.counts.any() else "tensor_all_zero"
 
 
-def _bounds(history: MagnitudeHistory) -> Floats:
-    """Bin edges; the bin that holds the largest element ends there, since it is known exactly."""
-    made = edges(history.bins_per_octave, history.lowest_exponent)
-    if not history.largest:
-        return made
-    filled = np.flatnonzero(history.counts.any(axis=0))
-    top = int(filled[-1])
-    last = top == len(made) - 2
-    if made[top] < history.largest and (last or history.largest < made[top + 1]):
-        made[top + 1] = history.largest
-    return made
+def _pool(history: MagnitudeHistory) -> tuple[Floats, Floats]:
+    """Counts and bins of the newest window, elements known exactly in bins of their own."""
+    bins = spans(history.bins_per_octave, history.lowest_exponent)
+    counts = history.counts[-WINDOW:].sum(axis=0)
+    if history.sampled < 1:
+        return counts, bins  # the largest element need not be in the sample
+    return with_known(counts, bins, history.largest[-WINDOW:].ravel())
 
 
 def _limits(history: MagnitudeHistory, share: float) -> Floats:
@@ -155,21 +153,19 @@ def _limits(history: MagnitudeHistory, share: float) -> Floats:
     total = np.concatenate([np.zeros((1, history.counts.shape[1])), history.counts.cumsum(axis=0)])
     ends = np.arange(1, len(history.steps) + 1)
     pooled = total[ends] - total[np.maximum(0, ends - WINDOW)]
-    return limit_for(pooled, _bounds(history), share)
+    bins = spans(history.bins_per_octave, history.lowest_exponent)
+    return limit_for(pooled, bins, share)
 
 
 def _interval(history: MagnitudeHistory, share: float, threshold: float) -> tuple[float, float]:
     """Limits that the elements behind the counts could ask for, around the threshold."""
-    pooled = history.counts[-WINDOW:].sum(axis=0)
-    bounds = _bounds(history)
-    low, high = limit_bounds(pooled, bounds, share)
-    if history.largest is not None:
-        high = min(high, max(history.largest, threshold))
+    counts, bins = _pool(history)
+    low, high = limit_bounds(counts, bins, share)
     if history.sampled < 1:
         # What was not looked at: counts of a sample scatter like Poisson numbers.
         random = np.random.default_rng(0)
-        again = random.poisson(pooled, (RESAMPLES, len(pooled))).astype(np.float64)
-        seen = limit_for(again, bounds, share)
+        again = random.poisson(counts, (RESAMPLES, len(counts))).astype(np.float64)
+        seen = limit_for(again, bins, share)
         factor = 2 ** (1 / history.bins_per_octave)
         low = min(low, float(np.quantile(seen, 0.025)) / factor)
         high = max(high, float(np.quantile(seen, 0.975)) * factor)
@@ -177,20 +173,20 @@ def _interval(history: MagnitudeHistory, share: float, threshold: float) -> tupl
 
 
 def _clips_any(history: MagnitudeHistory, threshold: float) -> NDArray[np.bool_]:
-    above = edges(history.bins_per_octave, history.lowest_exponent)[:-1] >= threshold
+    above = spans(history.bins_per_octave, history.lowest_exponent)[0] >= threshold
     clips: NDArray[np.bool_] = np.any(history.counts[-WINDOW:][:, above], axis=1)
     return clips
 
 
 def _status(
     history: MagnitudeHistory,
-    limits: Floats,
     interval: tuple[float, float],
     threshold: float,
     share: float,
 ) -> tuple[Status, float | None]:
     """The ladder, and the energy that the limits in force before each histogram would remove."""
-    each = removed_share(history.counts[1:], _bounds(history), limits[:-1])[-WINDOW:]
+    bins, limits = spans(history.bins_per_octave, history.lowest_exponent), _limits(history, share)
+    each = removed_share(history.counts[1:], bins, limits[:-1])[-WINDOW:]
     realised = float(each.mean()) if len(each) else None
     used = len(history.steps[-WINDOW:])
     if used < ENOUGH or interval[1] > WIDE * threshold or interval[0] < threshold / WIDE:

@@ -1,7 +1,8 @@
 """Energy above a limit, from histograms of element magnitudes alone.
 
-Bin b counts elements with ``edge_b <= |g| < edge_{b+1}``, edges ``2**(lowest + b/B)``. Inside a bin
-the elements are taken to be spread evenly in ln |g|; :func:`limit_bounds` assumes nothing.
+Bin b counts elements with ``low_b <= |g| < high_b``; the bins of a report are cut at
+``2**(lowest + b/B)``, and an element whose magnitude is known exactly is a bin of its own. Inside a
+bin the elements are taken to be spread evenly in ln |g|; :func:`limit_bounds` assumes nothing.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from numpy.typing import NDArray
 __all__ = [
     "OCTAVES",
     "aligned",
-    "edges",
     "elements_above",
     "limit_bounds",
     "limit_for",
     "removed_share",
+    "spans",
+    "with_known",
 ]
 
 Floats = NDArray[np.float64]
@@ -27,9 +29,37 @@ OCTAVES = 64
 _HALVINGS = 48  # bisection steps over 64 octaves: to 2e-13 of an octave
 
 
-def edges(bins_per_octave: int, lowest_exponent: int) -> Floats:
-    """[64 B + 1] bin edges. The outermost bins also hold what lies beyond."""
-    return np.exp2(lowest_exponent + np.arange(OCTAVES * bins_per_octave + 1) / bins_per_octave)
+def spans(bins_per_octave: int, lowest_exponent: int) -> Floats:
+    """[2, 64 B] lower and upper edge of every bin. The outermost also hold what lies beyond."""
+    at = np.arange(OCTAVES * bins_per_octave + 1) / bins_per_octave
+    cut = np.exp2(lowest_exponent + at)
+    return np.stack([cut[:-1], cut[1:]])
+
+
+def with_known(counts: Floats, bins: Floats, known: Floats) -> tuple[Floats, Floats]:
+    """The histogram with elements of known magnitude taken out of their bins.
+
+    The largest elements decide how much energy a limit removes, and they are the ones that a
+    report names exactly, as ``max_abs``.
+
+    Args:
+        counts: [b] elements by bin.
+        bins: [2, b] bins.
+        known: [k] magnitudes of elements that are among those counted.
+
+    Returns:
+        Counts [b + k] and bins [2, b + k]; the last k are one element each.
+    """
+    known = known[known >= bins[0, 0]]
+    if not len(known):
+        return counts, bins
+    bins = bins.copy()
+    bins[1, -1] = max(bins[1, -1], known.max())  # the last bin also holds what lies beyond
+    at = np.searchsorted(bins[0], known, side="right") - 1
+    left = np.maximum(counts - np.bincount(at, minlength=len(counts)), 0.0)
+    # Not wider than float32 can tell apart, not so narrow that its logarithm vanishes.
+    alone = np.stack([known, known * (1 + 1e-7)])
+    return np.concatenate([left, np.ones(len(known))]), np.concatenate([bins, alone], axis=1)
 
 
 def aligned(
@@ -53,17 +83,17 @@ def aligned(
     return placed
 
 
-def removed_share(counts: Floats, bounds: Floats, limits: Floats) -> Floats:
+def removed_share(counts: Floats, bins: Floats, limits: Floats) -> Floats:
     """[w] share of the energy that clipping every element at ``limits[i]`` removes.
 
     1 - sum min(|g|, c)^2 / sum g^2, with elements spread evenly in ln |g| inside each bin.
 
     Args:
-        counts: [w, bins] histograms.
-        bounds: [bins + 1] bin edges.
+        counts: [w, b] histograms.
+        bins: [2, b] bins.
         limits: [w] limits, above 0.
     """
-    low, high = bounds[:-1], bounds[1:]
+    low, high = bins
     octave = np.log(high / low)
     energy = counts * (high**2 - low**2) / (2 * octave)
     c = np.clip(limits[:, None], low, high)
@@ -73,27 +103,27 @@ def removed_share(counts: Floats, bounds: Floats, limits: Floats) -> Floats:
     return share
 
 
-def elements_above(counts: Floats, bounds: Floats, limit: float) -> float:
+def elements_above(counts: Floats, bins: Floats, limit: float) -> float:
     """Share of the non-zero elements above the limit, spread evenly in ln |g| inside bins."""
-    low, high = np.log(bounds[:-1]), np.log(bounds[1:])
+    low, high = np.log(bins)
     part = np.clip((high - np.log(limit)) / (high - low), 0, 1)
     total = float(counts.sum())
     return float(counts @ part) / total if total else 0.0
 
 
-def limit_for(counts: Floats, bounds: Floats, share: float) -> Floats:
+def limit_for(counts: Floats, bins: Floats, share: float) -> Floats:
     """[w] smallest limit that removes at most ``share`` of the energy; 0 for an empty histogram."""
-    low = np.full(len(counts), np.log(bounds[0]))
-    high = np.full(len(counts), np.log(bounds[-1]))
+    low = np.full(len(counts), np.log(bins.min()))
+    high = np.full(len(counts), np.log(bins.max()))
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        enough = removed_share(counts, bounds, np.exp(middle)) <= share
+        enough = removed_share(counts, bins, np.exp(middle)) <= share
         high = np.where(enough, middle, high)
         low = np.where(enough, low, middle)
     return np.where(counts.sum(axis=1) > 0, np.exp(high), 0.0)
 
 
-def limit_bounds(counts: Floats, bounds: Floats, share: float) -> tuple[float, float]:
+def limit_bounds(counts: Floats, bins: Floats, share: float) -> tuple[float, float]:
     """Least and greatest limit that any elements with these counts can ask for.
 
     The removed share grows with every element above the limit and falls with every one below, so
@@ -101,10 +131,10 @@ def limit_bounds(counts: Floats, bounds: Floats, share: float) -> tuple[float, f
     """
     found = []
     for worst in (_least_share, _greatest_share):
-        low, high = float(np.log(bounds[0])), float(np.log(bounds[-1]))
+        low, high = float(np.log(bins.min())), float(np.log(bins.max()))
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            if worst(counts, bounds, float(np.exp(middle))) <= share:
+            if worst(counts, bins, float(np.exp(middle))) <= share:
                 high = middle
             else:
                 low = middle
@@ -112,15 +142,15 @@ def limit_bounds(counts: Floats, bounds: Floats, share: float) -> tuple[float, f
     return found[0], found[1]
 
 
-def _least_share(counts: Floats, bounds: Floats, limit: float) -> float:
-    low, high = bounds[:-1], bounds[1:]
+def _least_share(counts: Floats, bins: Floats, limit: float) -> float:
+    low, high = bins
     # Above the limit an element lies as low as it can, below it as high as it can.
     placed = np.where(low >= limit, low, np.minimum(high, limit))
     return _share(counts, placed, limit)
 
 
-def _greatest_share(counts: Floats, bounds: Floats, limit: float) -> float:
-    low, high = bounds[:-1], bounds[1:]
+def _greatest_share(counts: Floats, bins: Floats, limit: float) -> float:
+    low, high = bins
     split = (low < limit) & (high > limit)  # this bin's elements lie at whichever edge is worse
     placed = np.where(low >= limit, high, low)
     return max(

@@ -25,13 +25,12 @@ from gradwatch_service.queries.quantities import (
     tensor_nonfinite,
     tensor_quantity,
 )
-from gradwatch_service.queries.reading import Selection, blocks, select, unknown_name
+from gradwatch_service.queries.reading import Selection, blocks, curve, select, unknown_name
 from gradwatch_service.queries.series import Pieces, bucketed, joined
 from gradwatch_service.rows import StepRows
 from gradwatch_service.schemas import PROBLEMS
 from gradwatch_service.store.base import Store
 from gradwatch_service.wiring import ServiceDep
-from gradwatch_wire import TensorInfo
 
 router = APIRouter(tags=["steps"])
 
@@ -84,7 +83,7 @@ def get_series(
         raise invalid("group", "give tensor= or group=, not both.")
     found = select(service.store, record.run, attempt=attempt, optimizer=optimizer, rank=rank)
     question = _Question(service.store, found, metric, tensor, group)
-    buckets = bucketed(joined(question.pieces(start, end)), points)
+    buckets = bucketed(joined(question.pieces(start, end, points)), points)
     answer: dict[str, Any] = {
         "run": record.run,
         "metric": metric,
@@ -116,28 +115,50 @@ class _Question:
             _known("group", self.group, groups)
             _known("metric", self.metric, list(RUN_METRICS), "metric of a group")
 
-    def pieces(self, start: int | None, end: int | None) -> Iterator[Pieces]:
-        """The steps from start to end.
+    def pieces(self, start: int | None, end: int | None, points: int) -> Iterator[Pieces]:
+        """The steps from start to end, in no certain order, as coarse as ``points`` allow.
 
         Raises:
             ServiceError: 422, the metric is none of the known ones and no scalar of the run.
         """
-        scalars: set[str] = set()
+        names = dict.fromkeys((*RUN_METRICS, *COMMON_SCALARS))
         every_step = counts_every_step(self.metric, tensor=self.tensor is not None)
-        columns = columns_of(self.metric, tensor=self.tensor is not None)
-        pick = self._picks if self.tensor is not None or self.group is not None else None
-        for rows in blocks(
-            self.store, self.found, start=start, end=end, columns=columns, pick=pick
-        ):
-            scalars.update(rows.scalars)
-            values, nonfinite = self._measure(rows)
-            yield Pieces.of_steps(rows.steps, values, nonfinite, every_step=every_step)
+        for part in self._parts(start, end, points):
+            if isinstance(part, Pieces):
+                if part.count.any():
+                    names[self.metric] = None
+                yield part
+                continue
+            names.update(dict.fromkeys(part.scalars))
+            values, nonfinite = self._measure(part)
+            yield Pieces.of_steps(part.steps, values, nonfinite, every_step=every_step)
         if self.tensor is None:
-            names = dict.fromkeys((*RUN_METRICS, *COMMON_SCALARS, *sorted(scalars)))
             _known("metric", self.metric, list(names))
 
-    def _picks(self, tensor: TensorInfo) -> bool:
-        return tensor.name == self.tensor if self.tensor is not None else tensor.group == self.group
+    def _parts(
+        self, start: int | None, end: int | None, points: int
+    ) -> Iterator[StepRows | Pieces]:
+        columns = columns_of(self.metric, tensor=self.tensor is not None)
+        if self.group is not None:
+            # A group's tensors differ by run: there is no roll-up of it.
+            return blocks(
+                self.store,
+                self.found,
+                start=start,
+                end=end,
+                columns=columns,
+                pick=lambda tensor: tensor.group == self.group,
+            )
+        return curve(
+            self.store,
+            self.found,
+            metric=self.metric,
+            tensor=self.tensor,
+            columns=columns,
+            start=start,
+            end=end,
+            points=points,
+        )
 
     def _measure(self, rows: StepRows) -> tuple[Floats, Floats]:
         if self.tensor is None and self.group is None:
