@@ -37,11 +37,16 @@ def test_the_later_curve_is_drawn_over_the_earlier_one():
     assert rows_with(lines, "x") == []
 
 
-def test_the_axis_names_both_edges_and_the_last_step():
-    lines = draw({"o": [2.0] * 300}, width=20, height=4, top=8.0, bottom=0.5)
+def test_the_axis_names_both_edges_round_numbers_between_and_the_last_step():
+    lines = draw({"o": [2.0] * 300}, width=20, height=12, top=9.2, bottom=1.4)
 
-    assert lines[0].startswith("   8.00 |")
-    assert lines[3].startswith("   0.50 |")
+    assert [line.partition("|")[0].strip() for line in lines[:12] if line[6] != " "] == [
+        "9.2",
+        "5",
+        "3",
+        "2",
+        "1.4",
+    ]
     assert lines[-1].split() == ["0", "299"]
 
 

@@ -28,7 +28,7 @@ FEWEST_STEPS = 160  # the detectors need a calm stretch before each trouble
 def command(
     steps: Annotated[
         int, typer.Option(min=FEWEST_STEPS, max=100_000, help="optimizer steps of each training")
-    ] = 600,
+    ] = 500,
     *,
     compare: Annotated[
         bool, typer.Option(help="train the same seed without clipping beside it")

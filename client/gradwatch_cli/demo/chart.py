@@ -33,8 +33,8 @@ def draw(
             value = _largest(values, column * steps // width, (column + 1) * steps // width)
             if value is not None:
                 cells[_row(value, height, top, bottom)][column] = mark
-    labels = [_value(row, height, top, bottom) for row in range(height)]
-    lines = [f"{label:>7.2f} |{''.join(row)}" for label, row in zip(labels, cells, strict=True)]
+    labels = _labels(height, top, bottom)
+    lines = [f"{labels.get(i, ''):>7} |{''.join(row)}" for i, row in enumerate(cells)]
     return [*lines, f"{'':7} +{'-' * width}", f"{'':9}{'0':<{width - 6}}{steps - 1:>6}"]
 
 
@@ -48,5 +48,13 @@ def _row(value: float, height: int, top: float, bottom: float) -> int:
     return round((1.0 - share) * (height - 1))
 
 
-def _value(row: int, height: int, top: float, bottom: float) -> float:
-    return float(bottom * (top / bottom) ** (1.0 - row / (height - 1)))
+def _labels(height: int, top: float, bottom: float) -> dict[int, str]:
+    """Row -> label: both edges, and round numbers where a row is free of other labels."""
+    labels = {0: f"{top:.3g}", height - 1: f"{bottom:.3g}"}
+    for exponent in range(math.floor(math.log10(bottom)), math.ceil(math.log10(top))):
+        for digit in (1, 2, 3, 5):
+            value = digit * 10.0**exponent
+            row = _row(value, height, top, bottom)
+            if bottom < value < top and not {row - 1, row, row + 1} & labels.keys():
+                labels[row] = f"{value:.3g}"
+    return labels

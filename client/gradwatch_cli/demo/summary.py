@@ -70,7 +70,7 @@ class Summary:
         plot = draw(curves, top=top, bottom=bottom)
         rate, batch = self.troubles.sentences()
         return [
-            "Training loss (nats per character)",
+            "Training loss (nats per character, log scale)",
             *plot,
             f"  {legend}",
             f"  {rate}",

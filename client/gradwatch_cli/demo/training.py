@@ -15,8 +15,8 @@ __all__ = ["BATCH", "Learner", "Outcome", "train"]
 
 BATCH = 16
 LENGTH = 64
-LEARNING_RATE = 1.0
-MOMENTUM = 0.9
+LEARNING_RATE = 2.0
+MOMENTUM = 0.5
 LARGEST_ELEMENT = 0.05  # value clipping: no element of a gradient beyond +-0.05
 LARGEST_NORM = 0.25  # norm cap until the service recommends one
 

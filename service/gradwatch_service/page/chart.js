@@ -1,7 +1,7 @@
 // One chart: the band from the smallest to the largest value of each bucket with the mean inside it, so
 // that a spike is never averaged away; lines to compare with; a selection that narrows the steps.
 
-import { h, number } from "./dom.js";
+import { h, number, short } from "./dom.js";
 import { linearTicks, logTicks } from "./ticks.js";
 
 const WIDTH = 640, HEIGHT = 220, LEFT = 56, RIGHT = 12, TOP = 10, BOTTOM = 26;
@@ -43,9 +43,9 @@ function valueAxis(series, lines, levels, log) {
   const values = seen.filter((v) => v !== null && Number.isFinite(v) && (!log || v > 0));
   let low = values.length ? Math.min(...values) : log ? 0.1 : 0;
   let high = values.length ? Math.max(...values) : 1;
-  if (log) [low, high] = [low * 0.9, high * 1.1];
-  else [low, high] = [Math.min(low, low > 0 && low < 0.5 * high ? 0 : low), high + (high - low) * 0.05];
-  if (high <= low) [low, high] = log ? [low / 2, low * 2] : [low - 0.5, low + 0.5];
+  if (high <= low) [low, high] = log ? [low / 2, low * 2] : low === 0 ? [0, 1] : [low - Math.abs(low) / 2, low + Math.abs(low) / 2];
+  else if (log) [low, high] = [low * 0.9, high * 1.1];
+  else [low, high] = [low > 0 && low < 0.5 * high ? 0 : low, high + (high - low) * 0.05];
   const scale = log ? Math.log : (v) => v;
   const height = HEIGHT - TOP - BOTTOM;
   const at = (v) => {
@@ -54,7 +54,7 @@ function valueAxis(series, lines, levels, log) {
   };
   const grid = (log ? logTicks(low, high) : linearTicks(low, high)).flatMap((v) => [
     h("line", { class: "axis", x1: LEFT, x2: WIDTH - RIGHT, y1: at(v), y2: at(v) }),
-    h("text", { x: LEFT - 6, y: at(v) + 4, "text-anchor": "end" }, number(v, 3)),
+    h("text", { x: LEFT - 6, y: at(v) + 4, "text-anchor": "end" }, short(v)),
   ]);
   return { at, grid };
 }

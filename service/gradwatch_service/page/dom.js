@@ -18,9 +18,14 @@ export function h(tag, attributes = {}, ...children) {
 export function number(value, digits = 3) {
   if (value === null || value === undefined) return "–";
   if (Number.isInteger(value) && Math.abs(value) < 1e7) return value.toLocaleString("en");
+  return short(value, digits);
+}
+
+// The label of an axis: 1e12 rather than 1,000,000,000,000.
+export function short(value, digits = 3) {
   const size = Math.abs(value);
-  if (size !== 0 && (size < 1e-3 || size >= 1e5)) return value.toExponential(digits - 1);
-  return String(Number(value.toPrecision(digits)));
+  if (size === 0 || (size >= 1e-3 && size < 1e5)) return String(Number(value.toPrecision(digits)));
+  return value.toExponential(digits - 1).replace(/\.?0*e\+?/, "e");
 }
 
 export function percent(value) {
