@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from gradwatch_service.store.base import (
     DeletedRunError,
+    LimitReachedError,
     ManifestConflictError,
     SequenceConflictError,
     StoreUnavailableError,
@@ -126,6 +127,7 @@ STORE_ERRORS: dict[type[Exception], tuple[int, str]] = {
     UnknownManifestError: (409, "manifest_unknown"),
     ManifestConflictError: (409, "manifest_conflict"),
     SequenceConflictError: (409, "sequence_conflict"),
+    LimitReachedError: (409, "limit_reached"),
     StoreUnavailableError: (503, "store_unavailable"),
 }
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import ssl
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 
 from gradwatch_service.access.gate import is_loopback
 from gradwatch_service.app import create_app
+from gradwatch_service.exposition.text import CONTENT_TYPE as METRICS_TYPE
 from gradwatch_service.settings import Settings
 from gradwatch_service.store.opening import open_store
 
@@ -58,8 +61,34 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         raise
     announce(address(settings, listener.getsockname()[1]))
     _stop_on_signals(server)
-    server.run(sockets=[listener])
+    with _open_metrics(app, settings):
+        server.run(sockets=[listener])
     listener.close()
+
+
+@contextlib.contextmanager
+def _open_metrics(app: FastAPI, settings: Settings) -> Iterator[None]:
+    """Serve /metrics alone, without a token, on a port of its own, if one is set."""
+    if settings.open_metrics_port is None:
+        yield
+        return
+    listener = bind(settings, settings.open_metrics_port)
+    metrics = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    @metrics.get("/metrics")
+    def get_open_metrics() -> Response:
+        return Response(app.state.service.exposition.body(), media_type=METRICS_TYPE)
+
+    config = uvicorn.Config(metrics, access_log=False, log_level="warning", server_header=False)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join(timeout=5)
+        listener.close()
 
 
 def configure(app: FastAPI, settings: Settings) -> uvicorn.Config:

@@ -75,7 +75,7 @@ def build(settings: Settings, store: Store) -> Service:
     return Service(
         settings=settings,
         store=store,
-        access=Access.from_settings(settings),
+        access=Access(settings),
         ingest=ingest,
         events=events,
         analyser=analyser,

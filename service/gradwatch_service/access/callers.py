@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping
+import logging
+import math
+import time
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from fastapi import Depends, Request
 
-from gradwatch_service.access.tokens import Token, read_tokens
+from gradwatch_service.access.tokens import Token, TokenFileError, read_tokens
 from gradwatch_service.problems import ServiceError, invalid
 from gradwatch_service.settings import Settings
 from gradwatch_service.store.base import RunRecord, Store, UnknownRunError
@@ -65,32 +67,30 @@ class Caller:
             raise UnknownRunError(run)
 
 
+LOOK_SECONDS = 1.0
+BURST_SECONDS = 10
+log = logging.getLogger("gradwatch.service")
 ANYONE = Caller("", frozenset(SCOPES), None)
 
 
 class Access:
     """Knows the tokens. Without any, every request may do everything.
 
+    The file is read again when it has changed: a token is made or revoked without a restart.
+
     Args:
-        tokens: The tokens, or None when the service asks for none.
+        settings: Names the file, and how much one token may post.
+
+    Raises:
+        TokenFileError: The file cannot be read or is not a token file.
     """
 
-    def __init__(self, tokens: Mapping[str, Token] | None) -> None:
-        self._tokens = tokens
-
-    @classmethod
-    def from_settings(cls, settings: Settings) -> Access:
-        """Read the token file that the settings name.
-
-        Raises:
-            TokenFileError: It cannot be read or is not a token file.
-        """
-        return cls(None if settings.tokens is None else read_tokens(settings.tokens))
-
-    @property
-    def open(self) -> bool:
-        """Whether no token is asked for."""
-        return self._tokens is None
+    def __init__(self, settings: Settings) -> None:
+        self._path = settings.tokens
+        self._tokens = None if self._path is None else read_tokens(self._path)
+        self._changed = self._stamp()
+        self._looked = time.monotonic()
+        self._budget = Budget(settings.max_posts_per_second)
 
     def caller(self, authorization: str | None, scope: Scope) -> Caller:
         """Return who sent the header.
@@ -99,7 +99,10 @@ class Access:
             ServiceError: 401 without a known token, 403 when its scopes do not reach.
         """
         if self._tokens is None:
+            if scope == "ingest":
+                self._budget.spend("")
             return ANYONE
+        self._look_again()
         token = self._find(authorization)
         if scope not in token.scopes and "admin" not in token.scopes:
             raise ServiceError(
@@ -108,7 +111,30 @@ class Access:
                 f"token {token.name!r} has {', '.join(sorted(token.scopes))}; "
                 f"this needs {scope}. `gradwatch token create --scope {scope}` makes one.",
             )
+        if scope == "ingest":
+            self._budget.spend(token.name)
         return Caller(token.name, frozenset(token.scopes), token.project)
+
+    def _look_again(self) -> None:
+        now = time.monotonic()
+        if self._path is None or now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
+        stamp = self._stamp()
+        if stamp == self._changed:
+            return
+        try:
+            self._tokens = read_tokens(self._path)
+            self._changed = stamp
+        except TokenFileError as error:
+            log.warning("tokens stay as they were: %s", error)
+
+    def _stamp(self) -> tuple[int, int] | None:
+        try:
+            found = None if self._path is None else self._path.stat()
+        except OSError:
+            return None
+        return None if found is None else (found.st_mtime_ns, found.st_ino)
 
     def _find(self, authorization: str | None) -> Token:
         kind, _, secret = (authorization or "").partition(" ")
@@ -125,6 +151,40 @@ class Access:
             "a known token is needed: Authorization: Bearer <token>",
             headers={"WWW-Authenticate": "Bearer"},
         )
+
+
+class Budget:
+    """What each token may post: a rate, averaged over ten seconds.
+
+    Args:
+        per_second: Posts per second; 0 is no limit.
+    """
+
+    def __init__(self, per_second: float) -> None:
+        self._rate = per_second
+        self._left: dict[str, tuple[float, float]] = {}
+
+    def spend(self, name: str) -> None:
+        """Count one post.
+
+        Raises:
+            ServiceError: 429, the token has posted more than it may.
+        """
+        if not self._rate:
+            return
+        now = time.monotonic()
+        most = self._rate * BURST_SECONDS
+        left, since = self._left.get(name, (most, now))
+        left = min(most, left + (now - since) * self._rate)
+        self._left[name] = (max(0.0, left - 1), now)
+        if left < 1:
+            wait = math.ceil((1 - left) / self._rate)
+            raise ServiceError(
+                429,
+                "too_many_posts",
+                f"more than {self._rate:g} posts per second; send more steps in each",
+                headers={"Retry-After": str(wait)},
+            )
 
 
 class _Needs:

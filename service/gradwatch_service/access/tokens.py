@@ -10,9 +10,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-__all__ = ["Token", "TokenFileError", "add_token", "new_secret", "read_tokens"]
+from gradwatch_wire.local_token import local_token_path
+
+__all__ = [
+    "Token",
+    "TokenFileError",
+    "add_token",
+    "auto_tokens",
+    "new_secret",
+    "read_tokens",
+    "remove_token",
+]
 
 VERSION = 1
+AUTO = "auto"
 
 
 class TokenFileError(ValueError):
@@ -82,14 +93,58 @@ def add_token(
     return secret
 
 
+def remove_token(path: Path, name: str) -> None:
+    """Remove the token of that name; a running service forgets it within two seconds.
+
+    Raises:
+        TokenFileError: There is none, or the file cannot be read or written.
+    """
+    known = read_tokens(path)
+    left = [token for token in known.values() if token.name != name]
+    if len(left) == len(known):
+        names = ", ".join(sorted(token.name for token in known.values())) or "none"
+        raise TokenFileError(f"{path}: no token named {name!r}; there are: {names}")
+    _write(path, left)
+
+
+def auto_tokens() -> Path:
+    """The token file of this user's own service, made with one token that its jobs find.
+
+    The token itself is in :func:`gradwatch_wire.local_token.local_token_path`, mode 0600.
+
+    Raises:
+        TokenFileError: The files cannot be read or written.
+    """
+    secret_path = local_token_path()
+    path = secret_path.with_name("tokens.json")
+    known = read_tokens(path) if path.exists() else {}
+    secret = _read_secret(secret_path)
+    if secret is not None and hashlib.sha256(secret.encode()).hexdigest() in known:
+        return path
+    _write(path, [token for token in known.values() if token.name != AUTO])
+    _write_private(secret_path, add_token(path, AUTO, ("ingest", "read", "admin"), None) + "\n")
+    return path
+
+
+def _read_secret(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
 def _write(path: Path, tokens: Iterable[Token]) -> None:
-    text = json.dumps({"version": VERSION, "tokens": [asdict(t) for t in tokens]}, indent=1)
+    content = {"version": VERSION, "tokens": [asdict(t) for t in tokens]}
+    _write_private(path, json.dumps(content, indent=1) + "\n")
+
+
+def _write_private(path: Path, text: str) -> None:
     scratch = path.with_name(path.name + ".new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
-            file.write(text + "\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         # Replaced as a whole: a crash leaves the old file or the new one.

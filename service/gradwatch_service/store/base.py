@@ -18,6 +18,7 @@ __all__ = [
     "DeletedRunError",
     "Delivery",
     "Gap",
+    "LimitReachedError",
     "ManifestConflictError",
     "Receipt",
     "Registered",
@@ -424,6 +425,10 @@ class ManifestConflictError(ValueError):
 
 class SequenceConflictError(ValueError):
     """The identity is known with other content."""
+
+
+class LimitReachedError(ValueError):
+    """A limit of the settings does not allow one more."""
 
 
 class StoreUnavailableError(RuntimeError):

@@ -11,9 +11,9 @@ import zstandard
 
 from gradwatch_service.store.base import (
     DeletedRunError,
+    LimitReachedError,
     ManifestConflictError,
     Registered,
-    StoreUnavailableError,
 )
 from gradwatch_service.store.sqlite.state import Memory, RunState, StreamState
 from gradwatch_wire import Manifest, TensorInfo
@@ -79,7 +79,7 @@ def _make_run(
         return False
     (runs,) = connection.execute("SELECT count(*) FROM run WHERE deleted_at IS NULL").fetchone()
     if runs >= max_runs:
-        raise StoreUnavailableError(
+        raise LimitReachedError(
             f"{runs} runs are stored; allowed: {max_runs}. Delete some or raise max_runs."
         )
     connection.execute(
@@ -107,7 +107,7 @@ def _attempt(
             return int(row[0]), False
         attempt = max(state.attempts, default=-1) + 1
     if attempt >= max_attempts:
-        raise ManifestConflictError(
+        raise LimitReachedError(
             f"run {state.run!r} has {attempt} attempts; allowed: {max_attempts}. "
             "Start a new run instead."
         )
