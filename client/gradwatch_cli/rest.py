@@ -12,6 +12,7 @@ from typing import IO, Annotated, Any
 import typer
 
 from gradwatch_cli.errors import CommandError
+from gradwatch_wire.local_token import local_token
 
 __all__ = ["AsJson", "Rest", "Url", "print_json"]
 
@@ -40,7 +41,7 @@ class Rest:
     def __init__(self, url: str | None = None, *, timeout: float = 30.0) -> None:
         self.url = (url or os.environ.get("GRADWATCH_URL") or DEFAULT_URL).rstrip("/")
         self._timeout = timeout
-        self._token = os.environ.get("GRADWATCH_TOKEN") or None
+        self._token = os.environ.get("GRADWATCH_TOKEN") or local_token(self.url)
         parts = urllib.parse.urlsplit(self.url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise CommandError(f"{self.url!r} is no address such as {DEFAULT_URL}", code=2)
