@@ -5,6 +5,8 @@ import pytest
 from tests.conftest import serving
 from tests.service.recorded import SIZES, TENSORS, get, post_run, random_norms
 
+from gradwatch_service.queries.series import Pieces, bucketed
+
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
@@ -182,6 +184,40 @@ def test_a_long_run_is_answered_from_roll_ups_without_losing_a_spike(
         inside = long_run[(steps >= start) & (steps <= end)]
         assert (low, high) == (inside.min(), inside.max())
         assert mean == pytest.approx(inside.mean(), rel=1e-6)  # roll-ups keep float32 means
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_buckets_cover_every_step_once_whatever_the_pieces(seed):
+    rng = np.random.default_rng(seed)
+    gaps = rng.integers(1, rng.choice([2, 400]) + 1, 300)
+    starts = np.cumsum(gaps * rng.integers(1, 4, 300))
+    lengths = np.minimum(np.diff(starts, append=starts[-1] + 64), rng.integers(1, 65, 300))
+    values = rng.normal(size=300)
+    pieces = Pieces(
+        start=starts,
+        end=starts + lengths - 1,
+        low=values,
+        total=values * lengths,
+        high=values,
+        count=lengths,
+        nonfinite=np.ones(300),
+    )
+    points = int(rng.integers(1, 299))
+
+    found = bucketed(pieces, points)
+
+    assert len(found["count"]) <= points
+    assert sum(found["count"]) == lengths.sum()
+    assert sum(found["nonfinite_count"]) == 300
+    assert (found["start_step"][0], found["end_step"][-1]) == (starts[0], pieces.end[-1])
+    assert all(a <= b for a, b in zip(found["start_step"], found["end_step"], strict=True))
+    assert [e + 1 for e in found["end_step"][:-1]] == found["start_step"][1:]
+    assert max(v for v in found["max"] if v is not None) == values.max()
+    for low, mean, high, count in zip(
+        *(found[k] for k in ("min", "mean", "max", "count")), strict=True
+    ):
+        assert (low is None) == (count == 0)
+        assert low is None or low <= mean <= high
 
 
 def test_part_of_a_long_run_is_cut_where_it_was_asked_for(service, long_run):

@@ -131,21 +131,24 @@ def _grouped(pieces: Pieces, group: Integers) -> Pieces:
 
 
 def _merged(pieces: Pieces, points: int) -> Pieces:
-    """At most ``points`` buckets of equal width in step numbers, empty ones included."""
+    """At most ``points`` buckets of about equal width in step numbers, empty ones included.
+
+    Together they cover every step number from the first to the last; none cuts a piece in two.
+    """
     first, last = int(pieces.start[0]), int(pieces.end[-1])
-    # Roll-ups begin at multiples of their length, so buckets of such multiples cut none in two.
-    unit = 1 << (int((pieces.end - pieces.start).max())).bit_length()
-    origin = first // unit * unit
-    width = -(-(last - origin + 1) // points)
-    width = -(-width // unit) * unit
-    number = -(-(last - origin + 1) // width)
-    bucket = (pieces.start - origin) // width
+    longest = int((pieces.end - pieces.start).max()) + 1
+    width = max(longest, -(-(last - first + 1) // points))
+    bucket = (pieces.start - first) // width
+    number = int(bucket[-1]) + 1
     used = np.unique(bucket)
     full = _grouped(pieces, bucket)
-    starts = origin + width * np.arange(number)
+    starts = first + width * np.arange(number)
+    starts[used] = full.start  # a piece belongs to one bucket, which therefore begins with it
+    reached = _spread(full.end, used, number, -1.0).astype(np.int64)
+    starts[1:] = np.maximum(starts[1:], np.maximum.accumulate(reached)[:-1] + 1)
     return Pieces(
-        start=np.maximum(starts, first),
-        end=np.minimum(starts + width - 1, last),
+        start=starts,
+        end=np.append(starts[1:] - 1, last),
         low=_spread(full.low, used, number, np.inf),
         total=_spread(full.total, used, number, 0.0),
         high=_spread(full.high, used, number, -np.inf),
