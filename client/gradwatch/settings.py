@@ -14,6 +14,8 @@ from typing import Literal, TypeVar, cast
 from urllib.parse import urlsplit
 
 from gradwatch.errors import WatchError
+from gradwatch_wire import is_run_id
+from gradwatch_wire.local_token import local_token
 
 __all__ = ["DEFAULT_URL", "Mode", "Settings", "SettingsWarning", "resolve"]
 
@@ -39,7 +41,8 @@ class Settings:
 
     Attributes:
         url: Address of the service, without a trailing slash.
-        token: Bearer token, or None.
+        token: Bearer token: ``GRADWATCH_TOKEN``, else the one that ``gradwatch serve --tokens auto``
+            left for this user on this machine, else None.
         mode: ``online`` reports, ``offline`` only spools, ``disabled`` only clips.
         run: Run id asked for, or None for one made up at start.
         project: Project the run belongs to.
@@ -96,9 +99,10 @@ def resolve(
         WatchError: An argument is out of range. A bad variable warns instead.
     """
     env = _Environment(os.environ if environment is None else environment)
+    address = _choose("url", url, env.read("URL", _url, DEFAULT_URL), _url)
     return Settings(
-        url=_choose("url", url, env.read("URL", _url, DEFAULT_URL), _url),
-        token=env.text("TOKEN"),
+        url=address,
+        token=env.text("TOKEN") or local_token(address, env.variables),
         mode=cast("Mode", _choose("mode", mode, env.read("MODE", _mode, "online"), _mode)),
         run=_choose("run", run, env.read("RUN", _run_id, None), _run_id),
         project=_choose("project", project, env.read("PROJECT", _project, "default"), _project),
@@ -178,8 +182,6 @@ def _kernel(value: object) -> str:
 
 
 def _run_id(value: object) -> str | None:
-    from gradwatch_wire import is_run_id  # noqa: PLC0415 - the wire is only needed when a run is named
-
     if not isinstance(value, str) or not is_run_id(value):
         raise ValueError(
             "a run id starts with a letter or digit and holds at most 128 of "

@@ -16,7 +16,7 @@ def _forget_warnings() -> None:
 
 
 def test_nothing_set_gives_the_defaults() -> None:
-    assert resolve(environment={}) == Settings()
+    assert resolve(environment={"XDG_CONFIG_HOME": "/nowhere"}) == Settings()
 
 
 def test_every_variable_of_the_contract_is_read() -> None:
@@ -56,6 +56,17 @@ def test_an_argument_wins_over_the_environment() -> None:
     assert (chosen.mode, chosen.every, chosen.directory) == ("disabled", 1, Path("/y"))
 
 
+def test_the_token_of_the_users_own_service_on_this_machine_is_found(tmp_path: Path) -> None:
+    environment = {"XDG_CONFIG_HOME": str(tmp_path)}
+    file = tmp_path / "gradwatch" / "token"
+    file.parent.mkdir()
+    file.write_text("local\n")
+    file.chmod(0o600)
+    assert resolve(environment=environment).token == "local"
+    assert resolve(environment={**environment, "GRADWATCH_TOKEN": "given"}).token == "given"
+    assert resolve(url="http://10.0.0.1:8642", environment=environment).token is None
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -72,7 +83,7 @@ def test_an_argument_wins_over_the_environment() -> None:
     ],
 )
 def test_a_bad_variable_is_named_once_and_the_default_stands_in(name: str, value: str) -> None:
-    environment = {f"GRADWATCH_{name}": value}
+    environment = {f"GRADWATCH_{name}": value, "XDG_CONFIG_HOME": "/nowhere"}
     with pytest.warns(SettingsWarning, match=f"GRADWATCH_{name}=") as caught:
         assert resolve(environment=environment) == Settings()
     assert repr(value) in str(caught[0].message)

@@ -8,14 +8,21 @@ work is done each time it returns (Lightning always does it this way, LBFGS many
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+import torch
 from torch.optim import Optimizer
 
 __all__ = ["Listener", "StepHook", "unwrap_optimizer"]
 
+_REASON = (
+    "gradwatch clips and measures outside of compiled graphs. With fullgraph=True watch the model alone, "
+    "gradwatch.watch(model, clip=...), and call watch.step() before the compiled update."
+)
+
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Closure = Callable[[], Any]
+Hook = TypeVar("Hook", bound=Callable[..., Any])
 
 
 class Listener(Protocol):
@@ -60,8 +67,8 @@ class StepHook:
         self._listener: Listener | None = listener
         self._depth = 0
         self._handles = (
-            optimizer.register_step_pre_hook(self._before),
-            optimizer.register_step_post_hook(self._after),
+            optimizer.register_step_pre_hook(_outside_graphs(self._before)),
+            optimizer.register_step_post_hook(_outside_graphs(self._after)),
         )
 
     def remove(self) -> None:
@@ -113,11 +120,18 @@ class StepHook:
         A subclass that calls ``super().step()`` passes torch's hook wrapper twice. Only looked at when
         the depth says so, which after an exception in a step may be wrong; the stack never is.
         """
-        # 0 is here, 1 is _before, 2 is the wrapper around this very call.
-        wrapper = sys._getframe(2)
-        frame: FrameType | None = wrapper.f_back
+        # torch wraps every optimizer class's step in the same function.
+        code = type(optimizer).step.__code__
+        around = 0
+        frame: FrameType | None = sys._getframe(1)
         while frame is not None:
-            if frame.f_code is wrapper.f_code and frame.f_locals.get("self") is optimizer:
-                return True
+            around += frame.f_code is code and frame.f_locals.get("self") is optimizer
             frame = frame.f_back
-        return False
+        return around > 1  # one is the call that this hook runs in
+
+
+def _outside_graphs(hook: Hook) -> Hook:
+    """Keep torch.compile from tracing a hook; with fullgraph=True its error says what to do."""
+    # Building an optimizer has imported torch._dynamo already, so this costs no import.
+    outside: Hook = torch.compiler.disable(hook, reason=_REASON)  # type: ignore[no-untyped-call]  # torch's
+    return outside
