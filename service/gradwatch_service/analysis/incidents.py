@@ -17,6 +17,7 @@ from gradwatch_service.detectors.base import Finding, RunContext, UnknownStateVe
 __all__ = ["NOTICE_KINDS", "Incident", "IncidentTracker", "incident_id"]
 
 QUIET_STEPS: Final = 10  # reported steps without evidence after which an incident closes
+QUIET_FOR: Final = {"replicas_apart": 200}  # replicas are compared every few steps only
 SAME_CAUSE_STEPS: Final = 10  # tensors that join within so many steps belong to the same cause
 MOST_TENSORS: Final = 256  # names kept per incident; a model can have ten thousand tensors
 NOTICE_KINDS: Final = (
@@ -202,7 +203,7 @@ class IncidentTracker:
         kept = []
         for entry in opened:
             quiet = 0 if entry.incident.id in touched else entry.quiet + 1
-            if quiet >= QUIET_STEPS:
+            if quiet >= QUIET_FOR.get(entry.incident.kind, QUIET_STEPS):
                 closed = replace(entry.incident, status="closed", closed_step=step)
                 changed[closed.id] = closed
             else:

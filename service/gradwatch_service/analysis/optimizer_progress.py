@@ -31,6 +31,13 @@ class _Replay:
     until: int
     found: dict[str, Incident] = field(default_factory=dict)
 
+    def take_over(self, interrupted: _Replay) -> None:
+        """Keep what an interrupted replay owes: all it found up to where this one begins."""
+        early = {k: i for k, i in interrupted.found.items() if i.opened_step <= self.since}
+        self.found = {**early, **self.found}
+        self.since = min(self.since, interrupted.since)
+        self.until = max(self.until, interrupted.until)
+
 
 class OptimizerProgress:
     """Advances the analysis of one (run, attempt, optimizer). Called from one thread only.
@@ -61,8 +68,10 @@ class OptimizerProgress:
         self._taken: dict[int, set[int]] = {}  # rank to the newest steps taken in
         self._late: int | None = None  # lowest step that arrived below the position
         self._context = context
+        self._certain_end = -1  # newest step below which nothing was missing at the last look
         self.complete = False
         self.state = (self._load() if resume else None) or OptimizerAnalysis.start(context)
+        self._drop_snapshots(above=self.state.position)
         self._saved_steps = self.state.steps
         # What was found after the snapshot will be found again: the same, or revised.
         until = max((item.opened_step for item in self._known()), default=-1)
@@ -94,6 +103,7 @@ class OptimizerProgress:
         reach = self._watch.look(streams, gaps, self._context.optimizer, now)
         if self._late is not None:
             self._rewind(self._late)
+        self._certain_end = reach.certain_end
         changed: list[Incident] = []
         for _ in range(BLOCKS_PER_TICK):
             if self.state.position >= reach.end:
@@ -159,12 +169,23 @@ class OptimizerProgress:
         return _Replay(since=self.state.position, until=until, found=still_open)
 
     def _rewind(self, late: int) -> None:
-        until = self.state.position
-        if self._replay is not None:
-            until = max(until, self._replay.until)
-        self.state = self._load(below=late) or OptimizerAnalysis.start(self._context)
+        interrupted, until = self._replay, self.state.position
+        state = self._load(below=late) or OptimizerAnalysis.start(self._context)
+        # What was missing when the snapshot was taken may be there by now.
+        self.state = replace(state, certain=state.position <= self._certain_end)
+        # Those at later positions have not seen the late steps.
+        self._drop_snapshots(above=self.state.position)
         self._saved_steps, self._late = self.state.steps, None
         self._replay = self._replay_until(until)
+        if interrupted is not None:
+            self._replay.take_over(interrupted)
+
+    def _drop_snapshots(self, *, above: int) -> None:
+        c = self._context
+        keys = map(SnapshotKey.parse, self._store.documents(c.run, "snapshot"))
+        mine = (key for key in keys if key[:2] == (c.attempt, c.optimizer))
+        if gone := {key.text(): None for key in mine if key.position > above}:
+            self._store.save(c.run, {"snapshot": gone})
 
     def _load(self, below: int | None = None) -> OptimizerState | None:
         """Newest usable snapshot at a position under ``below``; a certain one if that is None."""
@@ -193,7 +214,9 @@ class OptimizerProgress:
             key._replace(position=position).text(): None
             for position in superfluous(positions, self._snapshot_steps)
         }
-        changes[key.text()] = OptimizerAnalysis.dump(state)
+        # What a replay finds is told at its end: a process that resumed in its middle would not.
+        told = replace(state, certain=state.certain and self._replay is None)
+        changes[key.text()] = OptimizerAnalysis.dump(told)
         self._store.save(c.run, {"snapshot": changes})
 
     def _read(self, streams: Sequence[Stream], end: int) -> tuple[dict[int, list[StepRows]], int]:
