@@ -113,6 +113,8 @@ def _bounds(rows: StepRows, starts: Array) -> dict[str, Array]:
 def _reduced(name: str, values: Array, counts: Array, starts: Array) -> dict[str, Array]:
     # What was exact in four bytes stays so; counts beyond 2^24 need eight.
     kind = "f4" if values.dtype == np.float32 else "f8"
+    if counts.all():
+        return _plain(name, values, starts, kind)
     number = np.add.reduceat(counts, starts, axis=0, dtype=np.uint32)
     total = np.add.reduceat(np.where(counts, values, 0.0), starts, axis=0, dtype=np.float64)
     mean = np.divide(total, number, out=np.zeros_like(total), where=number > 0)
@@ -123,6 +125,19 @@ def _reduced(name: str, values: Array, counts: Array, starts: Array) -> dict[str
         MEAN + name: mean.astype(kind).T,
         HIGH + name: np.where(number > 0, high, 0).astype(kind).T,
         COUNT + name: number.T,
+    }
+
+
+def _plain(name: str, values: Array, starts: Array, kind: str) -> dict[str, Array]:
+    """The same where every value counts, as nearly always: no masks."""
+    lengths = np.diff(np.append(starts, len(values))).astype(np.uint32)
+    number = np.broadcast_to(lengths, (*values.shape[1:], len(starts)))
+    total = np.add.reduceat(values, starts, axis=0, dtype=np.float64)
+    return {
+        LOW + name: np.minimum.reduceat(values, starts, axis=0).astype(kind).T,
+        MEAN + name: (total.T / lengths).astype(kind),
+        HIGH + name: np.maximum.reduceat(values, starts, axis=0).astype(kind).T,
+        COUNT + name: number,
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from gradwatch_wire import Manifest
 __all__ = ["PackedChunk", "pack_chunk", "read_chunk"]
 
 ORDER = "q"
+SEPARATOR = "\n"  # no name holds one: they are printable
 Array = NDArray[Any]
 
 
@@ -53,23 +54,45 @@ def pack_chunk(rows: StepRows, order: Array) -> PackedChunk:
     shared.update({SCALAR + name: values for name, values in rows.scalars.items()})
     for index, part in enumerate(rows.histograms):
         shared.update(histogram_head(index, part))
-    # One transposed copy per column, then every tensor's steps are a contiguous slice.
-    columns = {name: np.ascontiguousarray(values.T) for name, values in rows.tensors.items()}
     return PackedChunk(
         first_step=int(rows.steps[0]),
         last_step=int(rows.steps[-1]),
         steps=len(rows),
         body=pack(shared),
-        tensors=tuple(_tensors(rows, columns)),
+        tensors=tuple(_tensors(rows, _sheets(rows.tensors))),
     )
 
 
-def _tensors(rows: StepRows, columns: dict[str, Array]) -> Iterator[bytes]:
+def _tensors(rows: StepRows, sheets: dict[str, Array]) -> Iterator[bytes]:
     for tensor in range(len(rows.manifest.tensors)):
-        own = {TENSOR + name: values[tensor] for name, values in columns.items()}
+        own = {name: sheet[tensor] for name, sheet in sheets.items()}
         for index, part in enumerate(rows.histograms):
             own[f"{HISTOGRAM}{index}c"] = part.counts[:, tensor]
         yield pack(own)
+
+
+def _sheets(columns: Mapping[str, Array]) -> dict[str, Array]:
+    """Columns of one type as one array [T, columns, steps], under a name that lists them.
+
+    One compressed piece per tensor and type instead of one per column: a fifth of the work.
+    """
+    by_type: dict[str, list[str]] = {}
+    for name, values in columns.items():
+        by_type.setdefault(values.dtype.str, []).append(name)
+    return {
+        TENSOR + SEPARATOR.join(names): np.stack([columns[name].T for name in names], axis=1)
+        for names in by_type.values()
+    }
+
+
+def _columns(sheets: Mapping[str, Array], wanted: Collection[str] | None) -> dict[str, Array]:
+    """What :func:`_sheets` joined, as [steps, T] columns."""
+    found = {}
+    for title, sheet in sheets.items():
+        for index, name in enumerate(title.split(SEPARATOR)):
+            if wanted is None or name in wanted:
+                found[name] = sheet[index].swapaxes(0, 1)
+    return found
 
 
 def read_chunk(
@@ -92,8 +115,7 @@ def read_chunk(
     ).fetchone()
     if row is None:
         return None
-    wanted = wanted_columns(columns, histograms=histograms)
-    shared = unpack(row[0], wanted)
+    shared = unpack(row[0], wanted_columns(None, histograms=histograms))
     bodies = _bodies(connection, run_id, chunk_id, tensors)
     if len(bodies) != (
         len(manifest.tensors)
@@ -101,8 +123,9 @@ def read_chunk(
         else sum(i < len(manifest.tensors) for i in tensors)
     ):
         return None
-    parts = [unpack(body, wanted) for body in bodies]
+    parts = [unpack(body, _wanted(columns, histograms=histograms)) for body in bodies]
     names = list(parts[0]) if parts else []
+    # [columns, T, steps] for the sheets, [steps, T, bins] for the histograms.
     stacked = {name: np.stack([part[name] for part in parts], axis=1) for name in names}
     counts = [stacked[name] for name in names if name.startswith(HISTOGRAM)]
     rows = StepRows(
@@ -112,11 +135,21 @@ def read_chunk(
         steps=shared[STEPS],
         time=shared[TIME],
         scalars=named(shared, SCALAR),
-        tensors=named(stacked, TENSOR),
+        tensors=_columns(named(stacked, TENSOR), columns),
         manifest=manifest,
         histograms=histogram_rows(shared, counts),
     )
     return rows, shared[ORDER]
+
+
+def _wanted(columns: Collection[str] | None, *, histograms: bool) -> Callable[[str], bool]:
+    def wanted(title: str) -> bool:
+        if title.startswith(HISTOGRAM):
+            return histograms
+        held = title[len(TENSOR) :].split(SEPARATOR)
+        return columns is None or not set(columns).isdisjoint(held)
+
+    return wanted
 
 
 def _bodies(

@@ -110,7 +110,8 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
         check_same_thread=False,
         timeout=10,
     )
-    connection.execute("PRAGMA cache_size = -16000")
+    # Every reading thread has a connection of its own: only the writer's cache may be large.
+    connection.execute(f"PRAGMA cache_size = {-2000 if read_only else -16000}")
     connection.execute("PRAGMA temp_store = MEMORY")
     connection.execute("PRAGMA foreign_keys = OFF")
     return connection

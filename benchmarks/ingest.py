@@ -1,0 +1,304 @@
+"""Durable ingest: samples per second of server CPU, with and without what happens behind it.
+
+    python -m benchmarks ingest [--seconds 6] [--tensors 200]
+
+Starts the real service in processes of its own, posts distinct deliveries over HTTP, and reads the
+server's CPU time from the operating system. A sample is one statistic of one tensor at one step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import zstandard
+
+import gradwatch_wire as wire
+
+COLUMNS = 10
+CONNECTIONS = 8
+# What runs behind the commit, by the name of the row.
+STAGES = ("durable", "+ chunks and roll-ups", "+ analysis")
+DISTINCT = 48
+
+
+@dataclass(frozen=True)
+class Load:
+    """One row of the table."""
+
+    stage: str
+    steps: int
+    tensors: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured."""
+
+    samples: int
+    reports: int
+    wall: float
+    cpu: float
+    p50: float
+    p99: float
+    rss: float
+    bytes_per_sample: float
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description="durable ingest per server CPU second")
+    parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--tensors", type=int, default=200)
+    parser.add_argument("--serve", nargs=3, metavar=("STAGE", "STORE", "PORT"))
+    given = parser.parse_args(arguments)
+    if given.serve:
+        serve(*given.serve)
+        return
+    print(f"{given.tensors} tensors x {COLUMNS} statistics, {CONNECTIONS} connections, zstd bodies")
+    print(
+        f"{'behind the commit':<24}{'steps/post':>11}{'M samples/CPU-s':>17}{'M samples/s':>13}"
+        f"{'posts/s':>9}{'ack p50':>9}{'p99 ms':>8}{'RSS MB':>8}{'B/sample':>10}"
+    )
+    for steps in (50, 1):
+        for stage in STAGES:
+            load = Load(stage, steps, given.tensors, given.seconds)
+            show(load, measure(load))
+
+
+def show(load: Load, result: Result) -> None:
+    """Print one row."""
+    print(
+        f"{load.stage:<24}{load.steps:>11}{result.samples / result.cpu / 1e6:>17.1f}"
+        f"{result.samples / result.wall / 1e6:>13.1f}{result.reports / result.wall:>9.0f}"
+        f"{result.p50:>9.1f}{result.p99:>8.1f}{result.rss:>8.0f}{result.bytes_per_sample:>10.2f}",
+        flush=True,
+    )
+
+
+def measure(load: Load) -> Result:
+    """Serve a fresh store, post for some seconds, and read what it cost the server."""
+    bodies = [delivery(load, number) for number in range(DISTINCT)]
+    with tempfile.TemporaryDirectory() as folder:
+        store = Path(folder) / "bench.db"
+        port = free_port()
+        command = [sys.executable, "-m", "benchmarks.ingest", "--serve", load.stage, str(store)]
+        process = subprocess.Popen([*command, str(port)])
+        try:
+            wait_until_ready(port)
+            senders = [Sender(port, index, load, bodies) for index in range(CONNECTIONS)]
+            before, start = cpu_seconds(process.pid), time.perf_counter()
+            for sender in senders:
+                sender.start()
+            for sender in senders:
+                sender.join()
+            wall = time.perf_counter() - start
+            # What was put off is part of the price: wait until the server rests.
+            settle(process.pid)
+            cpu = cpu_seconds(process.pid) - before
+            rss = rss_megabytes(process.pid)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(30)
+        size = sum(p.stat().st_size for p in Path(folder).glob("bench.db*"))
+    failures = [sender.failure for sender in senders if sender.failure]
+    if failures:
+        raise RuntimeError(failures[0])
+    waits = sorted(wait for sender in senders for wait in sender.waits)
+    reports = len(waits)
+    samples = reports * load.steps * load.tensors * COLUMNS
+    return Result(
+        samples,
+        reports,
+        wall,
+        cpu,
+        statistics.median(waits) * 1e3,
+        waits[int(len(waits) * 0.99)] * 1e3,
+        rss,
+        size / samples,
+    )
+
+
+class Sender(threading.Thread):
+    """One job: posts deliveries one after the other and notes how long each took."""
+
+    def __init__(self, port: int, index: int, load: Load, bodies: list[wire.Report]) -> None:
+        super().__init__(daemon=True)
+        self.waits: list[float] = []
+        self.failure: str | None = None
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        self._run = f"run-{index}"
+        self._load = load
+        self._bodies = bodies
+        manifest = manifest_of(load.tensors)
+        register = __import__("json").dumps(manifest.to_json())
+        self._ask("PUT", f"/api/v1/runs/{self._run}", register.encode(), "application/json")
+
+    def run(self) -> None:
+        """Post until the time is over."""
+        squeeze = zstandard.ZstdCompressor(level=1)
+        end = time.perf_counter() + self._load.seconds
+        sequence = 0
+        while time.perf_counter() < end and self.failure is None:
+            body = squeeze.compress(self._body(sequence))
+            start = time.perf_counter()
+            self._ask("POST", f"/api/v1/runs/{self._run}/reports", body, wire.CONTENT_TYPE, "zstd")
+            self.waits.append(time.perf_counter() - start)
+            sequence += 1
+
+    def _body(self, sequence: int) -> bytes:
+        made = self._bodies[sequence % len(self._bodies)]
+        first = sequence * self._load.steps
+        steps = np.arange(first, first + self._load.steps, dtype="<i8")
+        column = wire.Column("i8", steps.shape, steps.tobytes())
+        fields = {name: getattr(made, name) for name in made.__slots__}
+        return wire.encode(wire.Report(**{**fields, "sequence": sequence, "steps": column}))
+
+    def _ask(
+        self, method: str, path: str, body: bytes, kind: str, encoding: str = "identity"
+    ) -> None:
+        headers = {"Content-Type": kind, "Content-Encoding": encoding}
+        self._connection.request(method, path, body, headers)
+        answer = self._connection.getresponse()
+        content = answer.read()
+        if answer.status >= 300:
+            self.failure = f"{answer.status}: {content[:300]!r}"
+
+
+def manifest_of(tensors: int) -> wire.Manifest:
+    """The tensors of a model of ordinary size."""
+    return wire.Manifest(
+        tensors=tuple(
+            wire.TensorInfo(f"layers.{i}.weight", (512, 512), "float32", f"layers.{i // 8}")
+            for i in range(tensors)
+        )
+    )
+
+
+def delivery(load: Load, number: int) -> wire.Report:
+    """A delivery of noise around a level per tensor: as hard to compress as gradients are."""
+    rng = np.random.default_rng(number)
+    shape = (load.steps, load.tensors)
+    level = rng.normal(-2, 1, load.tensors)
+    numel = 512 * 512
+
+    def floats() -> np.ndarray:
+        return np.exp(level + rng.normal(0, 0.3, shape)).astype("<f4")
+
+    few = rng.random(load.tensors) < 0.2
+    tensors = {
+        "norm": floats(),
+        "max_abs": floats(),
+        "mean": (floats() * rng.choice([-1, 1], shape)).astype("<f4"),
+        "norm_after": floats(),
+        "cosine_after": np.tanh(floats()).astype("<f4"),
+        "cosine_previous": np.tanh(floats()).astype("<f4"),
+        "weight_norm": floats(),
+        "nonfinite_count": np.zeros(shape, "<u4"),
+        "zero_count": (few * rng.integers(0, numel, shape)).astype("<u4"),
+        "clipped_count": ((rng.random(shape) < 0.1) * rng.integers(0, numel, shape)).astype("<u4"),
+    }
+    assert len(tensors) == COLUMNS
+    columns = {name: packed(values) for name, values in tensors.items()}
+    scalars = {"loss": packed(rng.normal(2, 0.1, load.steps).astype("<f8"))}
+    steps = packed(np.arange(load.steps, dtype="<i8"))
+    return wire.Report(
+        attempt=0,
+        rank=0,
+        optimizer="default",
+        sequence=0,
+        manifest=manifest_of(load.tensors).hash,
+        steps=steps,
+        scalars=scalars,
+        tensors=columns,
+    )
+
+
+def packed(values: np.ndarray) -> wire.Column:
+    """An array as a column."""
+    return wire.Column(
+        f"{values.dtype.kind}{values.dtype.itemsize}", values.shape, values.tobytes()
+    )
+
+
+def serve(stage: str, store: str, port: str) -> None:
+    """Be the server, with only so much behind the commit as the stage says."""
+    import uvicorn
+
+    from gradwatch_service.analysis.analyser import Analyser
+    from gradwatch_service.app import create_app
+    from gradwatch_service.server import configure
+    from gradwatch_service.settings import Settings
+    from gradwatch_service.store.opening import open_store
+    from gradwatch_service.store.sqlite.maintenance import Maintenance
+
+    if stage != STAGES[2]:
+        Analyser.start = lambda self: None  # type: ignore[method-assign]  # measured without it
+    if stage == STAGES[0]:
+        Maintenance.start = lambda self: None  # type: ignore[method-assign]  # measured without it
+    settings = Settings(store=f"sqlite:///{store}", port=int(port), compact_quiet_seconds=1)
+    config = configure(create_app(settings, open_store(settings)), settings)
+    config.host, config.port = "127.0.0.1", int(port)
+    uvicorn.Server(config).run()
+
+
+def wait_until_ready(port: int) -> None:
+    """Return once the service answers that it is ready."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            connection.request("GET", "/readyz")
+            if connection.getresponse().status == 200:
+                return
+        except OSError:
+            time.sleep(0.05)
+    raise TimeoutError(f"nothing answers on port {port}")
+
+
+def settle(pid: int, limit: float = 60.0) -> None:
+    """Wait until the process has used next to no CPU for two seconds."""
+    end = time.monotonic() + limit
+    before = cpu_seconds(pid)
+    while time.monotonic() < end:
+        time.sleep(2)
+        now = cpu_seconds(pid)
+        if now - before < 0.1:
+            return
+        before = now
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process, from the operating system."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def rss_megabytes(pid: int) -> float:
+    """Resident memory of a process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    main()
