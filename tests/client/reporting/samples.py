@@ -27,10 +27,12 @@ def settings(url: str, directory: Path, **changes: object) -> Settings:
 
 
 def stats(value: float = 1.0, nonfinite: int = 0, tensors: int = TENSORS) -> GradStats:
-    """Every statistic of every tensor is ``value``, the counts are 0 but for ``nonfinite``."""
+    """Every magnitude of every tensor is ``value``; counts are 0 but for the first's ``nonfinite``."""
     names = ("global_norm", "global_norm_after", "skipped")
+    fixed = {"present": 1.0, "cosine_after": 1.0}
     rows = [
-        [0.0] * tensors if name.endswith("_count") else [value] * tensors for name in STATISTICS
+        [0.0 if name.endswith("_count") else fixed.get(name, value)] * tensors
+        for name in STATISTICS
     ]
     rows[STATISTICS.index("nonfinite_count")][0] = float(nonfinite)
     flat = [number for row in rows for number in row] + [value, value, 0.0]
