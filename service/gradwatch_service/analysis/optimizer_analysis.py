@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from gradwatch_service.analysis.incidents import Incident, IncidentTracker
 from gradwatch_service.detectors.base import Finding, RunContext, UnknownStateVersion
-from gradwatch_service.detectors.diagnosis import Diagnosis, DiagnosisState
+from gradwatch_service.detectors.diagnosis import find_facts
+from gradwatch_service.detectors.registry import DETECTORS
 from gradwatch_service.detectors.replicas import Replicas, ReplicaState, split_checks
 from gradwatch_service.detectors.state_bytes import pack, unpack
 from gradwatch_service.recommenders.norm import NormRecommender, NormState
@@ -21,7 +22,6 @@ from gradwatch_service.rows import StepRows
 __all__ = ["OptimizerAnalysis", "OptimizerState"]
 
 VERSION: Final = 1
-_DIAGNOSIS: Final = Diagnosis()
 _RECOMMENDER: Final = NormRecommender()
 _REPLICAS: Final = Replicas()
 
@@ -36,7 +36,7 @@ class OptimizerState:
         steps: Steps taken in.
         tracker: Open incidents.
         recommender: State of the recommendation, over the lowest rank's rows.
-        ranks: Detector state of each rank.
+        ranks: State of every detector for each rank.
         replicas: State of the comparison between ranks.
         certain: No earlier report can be missing.
     """
@@ -46,7 +46,7 @@ class OptimizerState:
     steps: int
     tracker: IncidentTracker
     recommender: NormState
-    ranks: Mapping[int, DiagnosisState] = field(default_factory=dict)
+    ranks: Mapping[int, tuple[Any, ...]] = field(default_factory=dict)
     replicas: ReplicaState = field(default_factory=ReplicaState)
     certain: bool = True
 
@@ -86,16 +86,17 @@ class OptimizerAnalysis:
         lowest = min(blocks, default=0)
         recommender = state.recommender
         for rank, parts in blocks.items():
-            detector = ranks.get(rank)
-            if detector is None:
-                detector = _DIAGNOSIS.start(replace(state.context, rank=rank))
+            states = ranks.get(rank) or _fresh(replace(state.context, rank=rank))
             for block in parts:
                 if rank == lowest:
                     recommender, _ = _RECOMMENDER.advance(recommender, block)
                 for piece, check_only in split_checks(block, replica=rank != lowest):
-                    detector, found = _DIAGNOSIS.advance(detector, piece, facts_only=check_only)
-                    findings += found
-            ranks[rank] = detector
+                    if check_only:
+                        findings += find_facts(piece)
+                    else:
+                        states, found = _advance_all(states, piece)
+                        findings += found
+            ranks[rank] = states
         replicas, apart = _REPLICAS.advance(state.replicas, blocks)
         steps = sorted({int(s) for parts in blocks.values() for b in parts for s in b.steps})
         tracker, changed = state.tracker.advance(
@@ -126,7 +127,11 @@ class OptimizerAnalysis:
                 "tracker": state.tracker.dump(),
                 "recommender": _RECOMMENDER.dump(state.recommender),
                 "replicas": _REPLICAS.dump(state.replicas),
-                **{f"rank {rank}": _DIAGNOSIS.dump(s) for rank, s in sorted(state.ranks.items())},
+                **{
+                    f"rank {rank} {detector.name}": detector.dump(part)
+                    for rank, states in sorted(state.ranks.items())
+                    for detector, part in zip(DETECTORS, states, strict=True)
+                },
             }
         )
 
@@ -158,8 +163,24 @@ def _restored(context: RunContext, values: Mapping[str, Any]) -> OptimizerState:
         tracker=IncidentTracker.load(context, values["tracker"]),
         recommender=_RECOMMENDER.load(values["recommender"]),
         replicas=_REPLICAS.load(values["replicas"]),
-        ranks={rank: _DIAGNOSIS.load(values[f"rank {rank}"]) for rank in values["ranks"]},
+        ranks={
+            rank: tuple(d.load(values[f"rank {rank} {d.name}"]) for d in DETECTORS)
+            for rank in values["ranks"]
+        },
     )
+
+
+def _fresh(context: RunContext) -> tuple[Any, ...]:
+    return tuple(detector.start(context) for detector in DETECTORS)
+
+
+def _advance_all(states: tuple[Any, ...], rows: StepRows) -> tuple[tuple[Any, ...], list[Finding]]:
+    following, findings = [], []
+    for detector, state in zip(DETECTORS, states, strict=True):
+        after, found = detector.advance(state, rows)
+        following.append(after)
+        findings += found
+    return tuple(following), findings
 
 
 def _on_one_rank(findings: list[Finding], blocks: Mapping[int, list[StepRows]]) -> list[Finding]:

@@ -89,8 +89,13 @@ class Analysis(Protocol[State]):
 
     ``advance`` gives the same state and findings however the rows are split, and never changes the
     state it is given, so that a snapshot may be kept by keeping the object.
+
+    Attributes:
+        name: Names it in snapshots; no other may have it.
+        version: Version of its state.
     """
 
+    name: str
     version: int
 
     def start(self, context: RunContext) -> State:

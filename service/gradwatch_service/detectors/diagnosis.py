@@ -37,7 +37,7 @@ from gradwatch_service.detectors.vanishing import VanishingState, find_vanishing
 from gradwatch_service.detectors.weights import WeightState, follow_weights
 from gradwatch_service.rows import StepRows
 
-__all__ = ["Diagnosis", "DiagnosisState"]
+__all__ = ["Diagnosis", "DiagnosisState", "find_facts"]
 
 STEPS_KEPT: Final = 64  # newest finite steps, to name the step where something began
 SCALE_SEARCH: Final = 12  # overflows in a row that a loss scaler needs at most to find its scale
@@ -80,7 +80,8 @@ class Diagnosis:
     See :class:`~gradwatch_service.detectors.base.Analysis`.
     """
 
-    version = 3
+    name = "gradients"
+    version = 4
 
     def start(self, context: RunContext) -> DiagnosisState:
         """State before the first step."""
@@ -89,12 +90,9 @@ class Diagnosis:
         return DiagnosisState(clipping=ClippingState(adaptive=adaptive))
 
     def advance(
-        self, state: DiagnosisState, rows: StepRows, *, facts_only: bool = False
+        self, state: DiagnosisState, rows: StepRows
     ) -> tuple[DiagnosisState, list[Finding]]:
-        """State after the rows, and what was found, in step order.
-
-        ``facts_only`` looks for non-finite elements alone, which need no history.
-        """
+        """State after the rows, and what was found, in step order."""
         state = state.copy()
         signals = read_signals(rows)
         shape = _Shape.of(rows)
@@ -103,7 +101,7 @@ class Diagnosis:
             state.budget.seen += 1
             if signals.bad[i] > 0:
                 found += _nonfinite(state, signals, i)
-            elif math.isfinite(signals.norm[i]) and not facts_only:
+            elif math.isfinite(signals.norm[i]):
                 found += _finite(state, signals, i, shape)
         found += _underflow(state, signals, rows)
         return state, sorted(found, key=lambda finding: finding.step)
@@ -119,6 +117,13 @@ class Diagnosis:
             UnknownStateVersion: Another version wrote it.
         """
         return load_state(DiagnosisState(), data, self.version)
+
+
+def find_facts(rows: StepRows) -> list[Finding]:
+    """Non-finite elements alone, which need no history to be judged."""
+    signals, state = read_signals(rows), DiagnosisState()
+    bad = [i for i in range(len(signals.steps)) if signals.bad[i] > 0]
+    return [finding for i in bad for finding in _nonfinite(state, signals, i)]
 
 
 @dataclass(frozen=True, slots=True)

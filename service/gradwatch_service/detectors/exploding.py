@@ -26,6 +26,8 @@ TOGETHER: Final = 4.0  # robust sigmas when norm and loss agree
 HEADROOM: Final = 1.3  # above the run's own largest innocent value
 PEAK_KEPT: Final = 0.5 ** (1 / 2000)  # that value is half forgotten after 2000 steps
 QUIET: Final = 10
+AFTERMATH: Final = 100  # steps after the last evidence
+AFTERMATH_FACTOR: Final = 1.3
 LASTING: Final = 3.5
 LASTING_OVER: Final = math.log(2.5)
 REPEATED: Final = 6.0
@@ -81,7 +83,7 @@ class ExplodingState:
     peaks: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # norm, both, lasting
     rising: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # of this excursion
     flagged: int = 0  # steps with evidence since the last quiet spell
-    quiet: int = QUIET  # steps since the last evidence
+    quiet: int = AFTERMATH  # steps since the last evidence
     jump_age: int = JUMP_STEPS + 1
     jump_ratio: float = 1.0
     jump_step: int = -1
@@ -165,8 +167,10 @@ def _lasting(state: ExplodingState) -> float:
 def _judge(state: ExplodingState, x: Witness, norm: float, loss: float) -> Spike | None:
     over = x.log_norm - state.norms.median
     both = min(norm, loss) if math.isfinite(loss) else 0.0
-    alone_limit = min(ALONE_MOST, max(ALONE, HEADROOM * state.peaks[0]))
-    both_limit = max(TOGETHER, HEADROOM * state.peaks[1])
+    # Instability comes in clusters, and the first of a cluster has been told.
+    calm = 1.0 if state.quiet >= AFTERMATH else AFTERMATH_FACTOR
+    alone_limit = calm * min(ALONE_MOST, max(ALONE, HEADROOM * state.peaks[0]))
+    both_limit = calm * max(TOGETHER, HEADROOM * state.peaks[1])
     scores = {"together": both / both_limit}
     if over >= math.log(3):
         scores["norm"] = norm / alone_limit
@@ -174,7 +178,7 @@ def _judge(state: ExplodingState, x: Witness, norm: float, loss: float) -> Spike
     if min(entry[4] for entry in state.recent[-3:]) >= LASTING_OVER:
         shapes = sorted(entry[5] for entry in state.recent[-3:])
         if len(shapes) == 3 and shapes[1] <= SHAPE:
-            scores["scaled"] = _lasting(state) / max(LASTING, HEADROOM * state.peaks[2])
+            scores["scaled"] = _lasting(state) / (calm * max(LASTING, HEADROOM * state.peaks[2]))
     if state.jump_age <= JUMP_STEPS:
         rise = loss / 4.0 if math.isfinite(loss) else 0.0
         scores["rate"] = max(norm / 2.5, rise)

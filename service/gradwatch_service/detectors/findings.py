@@ -19,6 +19,7 @@ from gradwatch_service.detectors.weights import WeightState
 __all__ = ["exploding_finding", "exploding_severity", "oscillating_finding", "vanishing_finding"]
 
 MOST_NAMED: Final = 16
+ALL_ALIKE: Final = 0.04  # of how much the tensors grew: nothing but a factor does that
 WEIGHTS_RECENT: Final = 16  # steps after a jump of the weights during which it is named as cause
 
 Evidence = Mapping[str, float | int | str]
@@ -84,7 +85,7 @@ def _exploding_cause(
         return ("zero_grad_missing" if grows else "same_batch_again"), cosines
     over = float(signals.norm[i]) / spike.expected
     quiet_loss = math.isfinite(spike.loss_sigmas) and spike.loss_sigmas < 2
-    if quiet_loss and shape_spread <= 0.15 and over >= 3:
+    if quiet_loss and spike.norm_sigmas >= 4 and over >= 3 and shape_spread <= ALL_ALIKE:
         return "loss_scale", {"factor": over}
     if spike.loss_sigmas >= 3:
         return "unusual_batch", {
