@@ -11,7 +11,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,12 @@ class DemoService:
 
 
 @contextlib.contextmanager
-def running_service(port: int = 0) -> Iterator[DemoService]:
+def running_service(port: int = 0, *, options: Sequence[str] = ()) -> Iterator[DemoService]:
     """Start ``gradwatch serve`` with a store of its own; end it and remove the store afterwards.
 
     Args:
         port: Where to listen on 127.0.0.1; 0 takes a free one.
+        options: Further options of ``gradwatch serve``.
 
     Raises:
         CommandError: The service did not start; the last line it printed says why.
@@ -68,7 +69,7 @@ def running_service(port: int = 0) -> Iterator[DemoService]:
         port = port or _free_port()
         log = Path(folder, "service.log")
         command = [sys.executable, "-m", "gradwatch_cli", "serve", "--host", "127.0.0.1"]
-        command += ["--port", str(port), "--store", f"sqlite:///{folder}/demo.db"]
+        command += ["--port", str(port), "--store", f"sqlite:///{folder}/demo.db", *options]
         # A session of its own: Ctrl-C reaches the demo, which then ends the service in order.
         with log.open("wb") as output:
             process = subprocess.Popen(  # noqa: S603  our own interpreter, our own arguments
