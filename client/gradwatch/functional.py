@@ -152,7 +152,7 @@ def _total_norm(stats: GradStats, grads: list[Tensor | None], order: float) -> T
     """Return the norm as torch would: NaN or infinite where an element is."""
     norm = stats.global_norm
     if order != 2:
-        norm = joint_norm(norms_of_order(prepare(grads).tensors, order, stats.norm), order)
+        norm = joint_norm(norms_of_order(prepare(grads).gradients, order, stats.norm), order)
     norm = torch.where(stats.nonfinite_count.sum() > 0, torch.inf, norm)
     norm = torch.where(stats.nan_count.sum() > 0, torch.nan, norm)
     double = any(g is not None and g.dtype in (torch.float64, torch.complex128) for g in grads)

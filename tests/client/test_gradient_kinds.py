@@ -8,6 +8,7 @@ from tests.client.gradient_cases import KERNELS, values_of
 import gradwatch
 from gradwatch import clip
 from gradwatch.errors import GradientError
+from gradwatch.kernels import Gradients
 
 torch.set_num_threads(1)
 
@@ -124,10 +125,10 @@ def test_gradients_on_several_devices_are_clipped_by_their_joint_norm(monkeypatc
     grads = [torch.tensor([3.0, 0.0]), torch.tensor([0.0, 40.0]), None]
     devices = [torch.device("cpu"), torch.device("cpu", 0)]
     monkeypatch.setattr(
-        "gradwatch.clipping.execution._by_device",
+        "gradwatch.clipping.gradients.Prepared.by_device",
         lambda prepared: [
-            (devices[0], [prepared.tensors[0], None, None]),
-            (devices[1], [None, prepared.tensors[1], None]),
+            (devices[0], Gradients.of([prepared.gradients.tensors[0], None, None])),
+            (devices[1], Gradients.of([None, prepared.gradients.tensors[1], None])),
         ],
     )
     policy = clip.chain(clip.value(4.0), clip.norm(2.5))

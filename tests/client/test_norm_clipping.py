@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 
 every_kernel = pytest.mark.parametrize("kernel", KERNELS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-thorough = settings(max_examples=80, deadline=None)
+thorough = settings(max_examples=40, deadline=None)
 
 
 def clip_all(grads, policy, kernel="reference", weights=None, **options):

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from gradwatch.clipping.norms import joint_norm
 from gradwatch.clipping.passes import Pass
-from gradwatch.kernels import Row
-from gradwatch.kernels.base import accumulator
+from gradwatch.kernels import Row, accumulator
 from gradwatch.statistics import STATISTICS, GradStats
 
 __all__ = ["Buffer"]

@@ -16,7 +16,7 @@ from gradwatch.clipping.passes import plan
 from gradwatch.clipping.policies import Agc, Policy, Recommended, as_policy, walk
 from gradwatch.clipping.stages import Reduce, Situation, Stage
 from gradwatch.errors import GradientError, PolicyError
-from gradwatch.kernels import Gradients, Kernel, check_name, choose, new_rows
+from gradwatch.kernels import Kernel, check_name, choose, new_rows
 from gradwatch.statistics import GradStats
 
 __all__ = ["Clipper"]
@@ -93,7 +93,7 @@ class Clipper:
     @torch.no_grad()
     def clip_(
         self,
-        grads: Gradients,
+        grads: Sequence[Tensor | None],
         parameters: Sequence[Tensor | None] | None = None,
         step: int | None = None,
     ) -> GradStats:
@@ -111,13 +111,13 @@ class Clipper:
         self._refuse(prepared, parameters)
         step = self._step if step is None else step
         device = prepared.devices[0] if prepared.devices else torch.device("cpu")
-        count = len(prepared.tensors)
+        count = len(prepared.numel)
         self._bind(device, count)
         buffer = Buffer(self._passes, count, device)
         shape = self._shape_on(device, prepared)
         held = Held(buffer.rows, shape.dtypes)
         execution = Execution(prepared, self._kernel_for, buffer.rows, held)
-        now = Situation(prepared.tensors, parameters, buffer.rows, shape.numel, self._reduce)
+        now = Situation(prepared.gradients, parameters, buffer.rows, shape.numel, self._reduce)
         execution.run_(self._passes, now, step, self.nonfinite)
         stats = buffer.finish(step, execution.skipped, self.names)
         for stage in self._stages():
@@ -204,7 +204,7 @@ class Clipper:
         return [stage for one in self._passes for stage in one.stages]
 
     def _refuse(self, prepared: Prepared, parameters: Sequence[Tensor | None] | None) -> None:
-        count = len(prepared.tensors)
+        count = len(prepared.numel)
         if self.names is not None and len(self.names) != count:
             raise GradientError(f"{count} gradients for {len(self.names)} names: give one each.")
         if parameters is not None and len(parameters) != count:
@@ -227,7 +227,7 @@ class Clipper:
 
     def _shape_on(self, device: torch.device, prepared: Prepared) -> Shape:
         """Return sizes and dtypes as tensors; made anew only when the gradients change their kind."""
-        dtypes = tuple(None if g is None else g.dtype for g in prepared.tensors)
+        dtypes = prepared.gradients.dtypes
         key = (device, prepared.numel, dtypes)
         if self._shape is None or self._shape.key != key:
             numel = torch.tensor(prepared.numel).to(new_rows(0, device))

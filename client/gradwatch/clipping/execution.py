@@ -1,7 +1,7 @@
 """One step: the passes of a policy, carried out by the kernel of each device."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from gradwatch.clipping.held import Held
 from gradwatch.clipping.passes import Pass
 from gradwatch.clipping.stages import Situation
 from gradwatch.clipping.units import joined_cosine
-from gradwatch.kernels import Gradients, Kernel, Row, new_rows
+from gradwatch.kernels import Kernel, Row, new_rows
 
 __all__ = ["NONFINITE", "Execution"]
 
@@ -39,7 +39,7 @@ class Execution:
         self._rows = rows
         self._held = held
         self._may_hold = False  # whether a limit has run, which may have made infinities finite
-        self._groups = [(kernel_for(d), d, grads) for d, grads in _by_device(prepared)]
+        self._groups = [(kernel_for(d), d, grads) for d, grads in prepared.by_device()]
         self.skipped: Tensor | None = None
 
     def run_(self, passes: Sequence[Pass], now: Situation, step: int, nonfinite: str) -> None:
@@ -70,7 +70,7 @@ class Execution:
             kernel.measure_(grads, here, part, zero_nonfinite=zero_nonfinite)
             rows += part.to(rows)  # every column is zero on all devices but its own
         for index, odd in self._prepared.odd.items():
-            stored = self._prepared.tensors[index]
+            stored = self._prepared.gradients.numel[index]
             whole = self._prepared.numel[index]
             column = rows.select(1, index)
             column[Row.HELD] *= odd.repeat
@@ -78,8 +78,8 @@ class Execution:
             column[Row.NORM_AFTER] *= math.sqrt(odd.repeat)
             column[Row.NONFINITE : Row.CLIPPED + 1] *= odd.repeat
             column[Row.ZERO] += odd.implicit_zeros
-            if stored is not None and whole:
-                column[Row.MEAN] *= stored.numel() * odd.repeat / whole
+            if whole:
+                column[Row.MEAN] *= stored * odd.repeat / whole
 
     def _limit_again_(self, limits: Tensor) -> None:
         """Limit gradients that an earlier pass has clipped already."""
@@ -99,7 +99,7 @@ class Execution:
                 continue
             part = rows.to(device, copy=True)
             kernel.scale_(grads, coefficients.to(part), part)
-            here = torch.tensor([g is not None for g in grads], device=rows.device)
+            here = torch.tensor([g is not None for g in grads.tensors], device=rows.device)
             rows[Row.NORM_AFTER] = torch.where(
                 here, part[Row.NORM_AFTER].to(rows), rows[Row.NORM_AFTER]
             )
@@ -122,12 +122,3 @@ class Execution:
         rows[Row.NORM_AFTER] *= 1 - self.skipped
         gone = (rows[Row.NORM] > 0) & (self.skipped > 0)
         rows[Row.COSINE_AFTER] = torch.where(gone, 0, rows[Row.COSINE_AFTER])
-
-
-def _by_device(prepared: Prepared) -> Iterator[tuple[torch.device, Gradients]]:
-    if len(prepared.devices) == 1:
-        yield prepared.devices[0], prepared.tensors
-        return
-    for device in prepared.devices:
-        here = [g if g is not None and g.device == device else None for g in prepared.tensors]
-        yield device, here

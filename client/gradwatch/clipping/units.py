@@ -37,7 +37,7 @@ def clip_units_(
     ratios = ratio.expand(rows.shape[1])
     if mask is not None:
         ratios = torch.where(mask, ratios, torch.inf)
-    for index, (grad, weight) in enumerate(zip(grads, parameters, strict=True)):
+    for index, (grad, weight) in enumerate(zip(grads.tensors, parameters, strict=True)):
         if grad is None or weight is None or grad.numel() == 0:
             continue
         column = rows.select(1, index)

@@ -1,11 +1,13 @@
 """Kernels by name, and which one a device gets."""
 
+import logging
 import os
 
 import torch
 
 from gradwatch.errors import KernelError
-from gradwatch.kernels.base import Gradients, Kernel, Row, new_rows
+from gradwatch.kernels.base import Gradients, Kernel, Row, accumulator, new_rows
+from gradwatch.kernels.library import load_cpu
 from gradwatch.kernels.reference import Reference, round_down
 
 __all__ = [
@@ -14,6 +16,7 @@ __all__ = [
     "Kernel",
     "Reference",
     "Row",
+    "accumulator",
     "check_name",
     "choose",
     "new_rows",
@@ -48,6 +51,18 @@ def choose(name: str, device: torch.device) -> tuple[Kernel, str | None]:
         KernelError: A kernel asked for by name cannot run on this device or machine.
     """
     name = check_name(name)
-    if name in ("cpu", "cuda"):
-        raise KernelError(f"kernel {name!r} is not part of this build; use 'auto' or 'reference'.")
-    return Reference(), None
+    if name == "reference":
+        return Reference(), None
+    if name in ("cpu", "cuda") and name != device.type:
+        raise KernelError(f"kernel {name!r} cannot clip gradients on {device}; use 'auto'.")
+    if name == "cuda":
+        raise KernelError("kernel 'cuda' is not part of this build; use 'auto' or 'reference'.")
+    if device.type != "cpu":
+        return Reference(), None
+    found = load_cpu()
+    if isinstance(found, KernelError):
+        if name == "cpu":
+            raise KernelError(str(found)) from found
+        logging.getLogger("gradwatch").warning("using the reference kernel: %s", found)
+        return Reference(), str(found)
+    return found, None

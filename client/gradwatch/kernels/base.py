@@ -1,6 +1,7 @@
-"""What a kernel is: two passes over gradients, in place, from which every policy is built."""
+"""What a kernel is: passes over gradients, in place, from which every policy is built."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
@@ -9,9 +10,7 @@ from torch import Tensor
 
 from gradwatch.statistics import STATISTICS
 
-__all__ = ["Gradients", "Kernel", "Row", "new_rows"]
-
-Gradients = Sequence[Tensor | None]
+__all__ = ["Gradients", "Kernel", "Row", "accumulator", "new_rows"]
 
 
 class Row(IntEnum):
@@ -39,10 +38,45 @@ if len(Row) != 1 + len(STATISTICS):
     raise ImportError("gradwatch.kernels.base.Row and gradwatch.statistics.STATISTICS differ")
 
 
+@dataclass(frozen=True, slots=True)
+class Gradients:
+    """T gradients of one device, or None where there is none.
+
+    Each is real, strided, of a floating dtype, and has no two elements in one place. What is asked
+    of every tensor costs time, so it is asked once and kept here.
+
+    Attributes:
+        tensors: The gradients, changed in place by a kernel.
+        numel: Elements of each; 0 for None.
+        dtypes: Dtype of each; None for None.
+        contiguous: Whether every one is.
+    """
+
+    tensors: Sequence[Tensor | None]
+    numel: tuple[int, ...]
+    dtypes: tuple[torch.dtype | None, ...]
+    contiguous: bool
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor | None]) -> "Gradients":
+        """Ask every tensor."""
+        return cls(
+            tensors,
+            tuple(0 if g is None else g.numel() for g in tensors),
+            tuple(None if g is None else g.dtype for g in tensors),
+            all(g is None or g.is_contiguous() for g in tensors),
+        )
+
+    def __iter__(self) -> Iterator[Tensor | None]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+
 class Kernel(Protocol):
     """Clips and measures in one pass. All tensors of a call live on one device.
 
-    ``grads[i]`` is real, strided, of a floating dtype, without two elements in one place, or None.
     No method reads a value back to the host on a device that has to be waited for.
     """
 
@@ -51,26 +85,26 @@ class Kernel(Protocol):
     def measure_(
         self, grads: Gradients, limits: Tensor | None, rows: Tensor, *, zero_nonfinite: bool = False
     ) -> None:
-        """Measure, hold every element of ``grads[i]`` within ``limits[i]``, measure again.
+        """Measure, hold every element of gradient i within ``limits[i]``, measure again.
 
         Args:
             grads: T gradients, changed in place where an element lies beyond its limit.
-            limits: [T] float64 (rows' dtype), above 0, ``inf`` for none; rounded toward zero into
-                the gradient's dtype. None: nothing is clipped.
-            rows: [len(Row), T] output, on the gradients' device, zero on entry; the columns of
-                tensors that are None stay zero.
+            limits: [T] in the rows' dtype, contiguous, above 0, ``inf`` for none; rounded toward
+                zero into the gradient's dtype. None: nothing is clipped.
+            rows: [len(Row), T] output, contiguous, on the gradients' device, zero on entry; the
+                columns of tensors that are None stay zero.
             zero_nonfinite: First set NaN and infinite elements to zero.
         """
 
     def scale_(self, grads: Gradients, coefficients: Tensor, rows: Tensor) -> None:
-        """Multiply ``grads[i]`` by ``coefficients[i]`` where that is below 1; measure the result.
+        """Multiply gradient i by ``coefficients[i]`` where that is below 1; measure the result.
 
         The coefficient is used as float32 rounded toward zero (float64 gradients: as it is), the
         product rounded once into the gradient's dtype: every kernel gives the same bits.
 
         Args:
             grads: T gradients, changed in place.
-            coefficients: [T] in the rows' dtype, above 0; 1 leaves a tensor as it is.
+            coefficients: [T] in the rows' dtype, contiguous, above 0; 1 leaves a tensor as it is.
             rows: [len(Row), T]; only ``NORM_AFTER`` is written, and only where the coefficient is
                 below 1: the norm of all elements that are finite now.
         """

@@ -30,7 +30,7 @@ class Reference:
         self, grads: Gradients, limits: Tensor | None, rows: Tensor, *, zero_nonfinite: bool = False
     ) -> None:
         """See :class:`gradwatch.kernels.base.Kernel`."""
-        for index, grad in enumerate(grads):
+        for index, grad in enumerate(grads.tensors):
             if grad is not None:
                 limit = None if limits is None else round_down(limits[index], grad.dtype)
                 column = _measure_(grad.detach(), limit, zero_nonfinite=zero_nonfinite)
@@ -39,7 +39,7 @@ class Reference:
     def scale_(self, grads: Gradients, coefficients: Tensor, rows: Tensor) -> None:
         """See :class:`gradwatch.kernels.base.Kernel`."""
         wide, coefficients_wide, narrow = [], [], []
-        for index, grad in enumerate(grads):
+        for index, grad in enumerate(grads.tensors):
             if grad is None:
                 continue
             single = grad.dtype is not torch.float64
@@ -54,7 +54,7 @@ class Reference:
         for grad, coefficient in narrow:
             # A product in 16 bits would round the coefficient to 16 bits first.
             grad.copy_(grad.to(torch.float32).mul_(coefficient))
-        for index, grad in enumerate(grads):
+        for index, grad in enumerate(grads.tensors):
             if grad is not None:
                 after, norm = rows[Row.NORM_AFTER, index], _finite_norm(grad.detach())
                 after.copy_(torch.where(coefficients[index] < 1, norm, after))
@@ -62,7 +62,7 @@ class Reference:
     def zero_(self, grads: Gradients, when: Tensor) -> None:
         """See :class:`gradwatch.kernels.base.Kernel`."""
         mask = when != 0
-        for grad in grads:
+        for grad in grads.tensors:
             if grad is not None:
                 grad.detach().masked_fill_(mask, 0)
 

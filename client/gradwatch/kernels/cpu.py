@@ -1,0 +1,146 @@
+"""The compiled kernel: one call of a C function for all tensors. What it does is in cpu.c."""
+
+import ctypes
+from array import array
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradwatch.kernels.base import Gradients
+from gradwatch.kernels.reference import Reference
+
+__all__ = ["VERSION", "Cpu"]
+
+VERSION = 1  # gw_version() in cpu.c
+
+# enum Dtype in cpu.c.
+_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+_NOTHING = 4
+
+
+@dataclass(slots=True)
+class _Shape:
+    """Lengths and dtypes as C takes them; the same from step to step, so made once."""
+
+    numel: tuple[int, ...]
+    dtypes: tuple[torch.dtype | None, ...]
+    lengths: "array[int]"
+    codes: "array[int]"
+
+
+class Cpu:
+    """The kernel in C. See :class:`gradwatch.kernels.base.Kernel` for the contract.
+
+    Gradients that the C code does not take (memory with gaps, a dtype the compiler had no type for)
+    are left to the reference kernel, one by one.
+
+    Args:
+        library: The compiled cpu.c.
+        starter: Address of an OpenMP library's GOMP_parallel; None works in one thread.
+    """
+
+    name = "cpu"
+
+    def __init__(self, library: ctypes.CDLL, starter: int | None) -> None:
+        self._library = library
+        self._reference = Reference()
+        self._shape: _Shape | None = None
+        pointer, number = ctypes.c_void_p, ctypes.c_int64
+        arrays: list[Any] = [number, pointer, pointer, pointer]
+        library.gw_measure.argtypes = [*arrays, pointer, ctypes.c_int, ctypes.c_uint, pointer]
+        library.gw_scale.argtypes = [*arrays, pointer, ctypes.c_uint, pointer]
+        library.gw_zero.argtypes = [*arrays, pointer]
+        library.gw_zero.restype = None
+        library.gw_use_threads_of.argtypes = [pointer]
+        library.gw_use_threads_of.restype = None
+        library.gw_use_threads_of(starter)
+        able = library.gw_dtypes()
+        self.dtypes = tuple(dtype for dtype, code in _CODES.items() if able >> code & 1)
+
+    def measure_(
+        self, grads: Gradients, limits: Tensor | None, rows: Tensor, *, zero_nonfinite: bool = False
+    ) -> None:
+        """See :class:`gradwatch.kernels.base.Kernel`."""
+        addresses, shape, rest = self._arguments(grads)
+        failed = self._library.gw_measure(
+            len(grads),
+            addresses.buffer_info()[0],
+            shape.lengths.buffer_info()[0],
+            shape.codes.buffer_info()[0],
+            None if limits is None else limits.data_ptr(),
+            zero_nonfinite,
+            torch.get_num_threads(),
+            rows.data_ptr(),
+        )
+        _check(failed)
+        if rest is not None:
+            self._reference.measure_(rest, limits, rows, zero_nonfinite=zero_nonfinite)
+
+    def scale_(self, grads: Gradients, coefficients: Tensor, rows: Tensor) -> None:
+        """See :class:`gradwatch.kernels.base.Kernel`."""
+        addresses, shape, rest = self._arguments(grads)
+        failed = self._library.gw_scale(
+            len(grads),
+            addresses.buffer_info()[0],
+            shape.lengths.buffer_info()[0],
+            shape.codes.buffer_info()[0],
+            coefficients.data_ptr(),
+            torch.get_num_threads(),
+            rows.data_ptr(),
+        )
+        _check(failed)
+        if rest is not None:
+            self._reference.scale_(rest, coefficients, rows)
+
+    def zero_(self, grads: Gradients, when: Tensor) -> None:
+        """See :class:`gradwatch.kernels.base.Kernel`."""
+        addresses, shape, rest = self._arguments(grads)
+        self._library.gw_zero(
+            len(grads),
+            addresses.buffer_info()[0],
+            shape.lengths.buffer_info()[0],
+            shape.codes.buffer_info()[0],
+            when.data_ptr(),
+        )
+        if rest is not None:
+            self._reference.zero_(rest, when)
+
+    def _arguments(self, grads: Gradients) -> "tuple[array[int], _Shape, Gradients | None]":
+        """Return addresses, lengths and dtypes for C, and the gradients that it does not take."""
+        shape = self._shape
+        if shape is None or shape.numel != grads.numel or shape.dtypes != grads.dtypes:
+            codes = array("B", [_CODES.get(d, _NOTHING) if d else _NOTHING for d in grads.dtypes])
+            shape = _Shape(grads.numel, grads.dtypes, array("q", grads.numel), codes)
+            self._shape = shape
+        tensors = grads.tensors
+        if grads.contiguous and None not in grads.dtypes and self._takes(grads.dtypes):
+            return array("Q", map(Tensor.data_ptr, tensors)), shape, None  # type: ignore[arg-type]  # none is None
+        flat = [None if g is None else self._flat(g) for g in tensors]
+        addresses = array("Q", [0 if g is None else g.data_ptr() for g in flat])
+        left = [g if f is None else None for g, f in zip(tensors, flat, strict=True)]
+        numel = tuple(0 if f is None else f.numel() for f in flat)
+        codes = array("B", [_NOTHING if f is None else _CODES[f.dtype] for f in flat])
+        some = any(g is not None for g in left)
+        shape = _Shape(numel, (), array("q", numel), codes)
+        return addresses, shape, Gradients.of(left) if some else None
+
+    def _takes(self, dtypes: tuple[torch.dtype | None, ...]) -> bool:
+        return len(self.dtypes) == len(_CODES) or all(d in self.dtypes for d in set(dtypes))
+
+    def _flat(self, grad: Tensor) -> Tensor | None:
+        """Return the memory of a gradient without gaps as one row; None for any other."""
+        if grad.dtype not in self.dtypes:
+            return None
+        extent = 1
+        for stride, size in sorted(zip(grad.stride(), grad.shape, strict=True)):
+            if size > 1 and stride != extent:
+                return None
+            extent *= size
+        return grad.as_strided((grad.numel(),), (1,)) if grad.numel() else grad
+
+
+def _check(failed: int) -> None:
+    if failed:
+        raise MemoryError("No memory for clipping gradients; nothing was changed.")
