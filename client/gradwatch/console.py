@@ -38,17 +38,18 @@ class Ending:
     Attributes:
         steps: Optimizer steps seen.
         nonfinite_steps: Those with a NaN or infinite gradient, among the reported ones.
+        first_nonfinite: The first of them and the tensor that the backward pass met first.
         largest_norm: Largest finite global norm among the reported steps; None without one.
         largest_step: The step of it.
         largest_tensor: The tensor with the largest norm at that step.
         clipped_share: Elements changed by clipping over elements seen, 0 to 1; None without clipping.
         dropped: Steps that were not delivered, by reason.
-        undelivered: Deliveries that lie in the spool.
         address: Where the run can be looked at, or where its spool lies.
     """
 
     steps: int
     nonfinite_steps: int
+    first_nonfinite: tuple[int, str] | None
     largest_norm: float | None
     largest_step: int | None
     largest_tensor: str | None
@@ -61,7 +62,11 @@ def closing_lines(ending: Ending) -> list[str]:
     """Return the five lines of ``close()``: steps, largest norm and where, share clipped, drops, address."""
     steps = f"steps: {ending.steps}"
     if ending.nonfinite_steps:
-        steps += f" ({ending.nonfinite_steps} with NaN or infinite gradients)"
+        steps += f" ({ending.nonfinite_steps} with NaN or infinite gradients"
+        if ending.first_nonfinite is not None:
+            step, tensor = ending.first_nonfinite
+            steps += f", the first at step {step} in {tensor}"
+        steps += ")"
     return [
         steps,
         f"largest norm: {_largest(ending)}",

@@ -3,7 +3,9 @@
 import torch
 from torch import nn
 
-from gradwatch.watching.layout import Layout, Names, Parameters, unwrap_model
+from gradwatch.watching.gates import Gates
+from gradwatch.watching.layout import Layout, Parameters
+from gradwatch.watching.names import Names, unwrap_model
 
 
 def layout_of(model: nn.Module, optimizer: torch.optim.Optimizer, **options: object) -> Layout:
@@ -125,3 +127,40 @@ def test_a_model_alone_is_followed_like_an_optimizer() -> None:
     model.append(nn.Linear(2, 1))
     assert layout.refresh()
     assert names(layout)[-1] == "1.bias"
+
+
+def test_rows_follow_the_models_order_whatever_the_optimizers_groups() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    biases = [p for p in model.parameters() if p.ndim == 1]
+    optimizer = torch.optim.SGD([{"params": biases}, {"params": weights}], lr=0.1)
+    assert names(layout_of(model, optimizer)) == ["0.weight", "0.bias", "1.weight", "1.bias"]
+
+
+def test_the_gates_of_recurrent_weights_can_be_watched_as_tensors_of_their_own() -> None:
+    model = nn.ModuleDict(
+        {
+            "lstm": nn.LSTM(3, 5, bidirectional=True, proj_size=2),
+            "gru": nn.GRU(4, 5, bias=False),
+            "head": nn.Linear(5, 1),
+        }
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    layout = layout_of(model, optimizer, gates=Gates(model), groups={"*.forget": "forget gates"})
+    shapes = {tensor.name: tensor.shape for tensor in layout.tensors}
+    assert shapes["lstm.weight_hh_l0_reverse.cell"] == (5, 2)
+    assert shapes["lstm.bias_ih_l0.output"] == (5,)
+    assert shapes["lstm.weight_hr_l0"] == (2, 5)  # the projection has no gates
+    assert shapes["gru.weight_ih_l0.reset"] == (5, 4)
+    assert shapes["head.weight"] == (1, 5)
+    assert sum(t.numel for t in layout.tensors) == sum(p.numel() for p in model.parameters())
+    assert {t.group for t in layout.tensors if t.name.endswith(".forget")} == {"forget gates"}
+    for number, parameter in enumerate(model.parameters()):
+        parameter.grad = torch.full_like(parameter, float(number))
+    for tensor, grad, weight in zip(
+        layout.tensors, layout.gradients(), layout.weights(), strict=True
+    ):
+        assert grad is not None
+        assert tuple(grad.shape) == tuple(weight.shape) == tensor.shape
+        grad.zero_()
+    assert all(not p.grad.any() for p in model.parameters() if p.grad is not None)

@@ -134,6 +134,7 @@ class Outlet:
         return Ending(
             steps=self._steps,
             nonfinite_steps=sum(s.nonfinite_steps for s in summaries),
+            first_nonfinite=next((s.first_nonfinite for s in summaries if s.first_nonfinite), None),
             largest_norm=largest.largest_norm if largest else None,
             largest_step=largest.largest_step if largest else None,
             largest_tensor=largest.largest_tensor if largest else None,

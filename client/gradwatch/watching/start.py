@@ -20,8 +20,10 @@ from gradwatch.settings import Settings, resolve
 from gradwatch.version import __version__
 from gradwatch.watching.agreement import Agreement
 from gradwatch.watching.following import Following, recommended_part
+from gradwatch.watching.gates import Gates
 from gradwatch.watching.hooks import StepHook, unwrap_optimizer
-from gradwatch.watching.layout import Layout, Names, Parameters, patterns, unwrap_model
+from gradwatch.watching.layout import Layout, Parameters, patterns
+from gradwatch.watching.names import Names, unwrap_model
 from gradwatch.watching.outlet import Outlet
 from gradwatch.watching.replicas import check_interval
 from gradwatch.watching.sampling import Sampling
@@ -64,6 +66,7 @@ def watch(
     histogram_every: int = 10,
     stop_on: Mapping[str, int] | None = None,
     on_incident: Callable[[dict[str, Any]], None] | None = None,
+    gates: bool = False,
 ) -> Watch:
     """Clip, measure and report a model's gradients from now on.
 
@@ -95,6 +98,8 @@ def watch(
         stop_on: For example ``{"nonfinite": 3}``: sets :attr:`Watch.should_stop` after so many
             non-finite steps in a row.
         on_incident: Called on the background thread with each incident the service opens.
+        gates: Watch the gates of LSTM and GRU weights as tensors of their own; policies that work per
+            tensor then work per gate.
 
     Returns:
         The running Watch. It may be ignored: the optimizer keeps it.
@@ -133,12 +138,13 @@ def watch(
     )
     log = LogOnce()
     names = Names(model)
+    parts = Gates(model) if gates and model is not None else None
     chosen = (patterns("include", include), patterns("exclude", exclude))
     tracked = tuple(
         Tracked(
             name=label,
             optimizer=each,
-            layout=Layout(names, each, *chosen, groups),
+            layout=Layout(names, each, *chosen, groups, parts),
             clipper=Clipper(policy, [], nonfinite=nonfinite, kernel=settings.kernel),
             sampling=Sampling(label, each, settings.every),
             log=log,

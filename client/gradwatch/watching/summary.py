@@ -30,6 +30,17 @@ class Latest:
     columns: dict[str, list[float]]
     global_norm: float
 
+    @property
+    def first_nonfinite(self) -> str | None:
+        """The tensor where NaN or infinity came in, or None.
+
+        Names stand in the model's order, backward passes run against it: of the tensors with
+        non-finite gradients the last is the first that the backward pass reached.
+        """
+        counts = self.columns["nonfinite_count"]
+        found = [name for name, count in zip(self.names, counts, strict=True) if count > 0]
+        return found[-1] if found else None
+
     def to_dict(self) -> dict[str, dict[str, float]]:
         """Return tensor name to its statistics."""
         return {
@@ -54,6 +65,7 @@ class Summary:
     steps_read: int = 0
     nonfinite_steps: int = 0
     nonfinite_in_a_row: int = 0
+    first_nonfinite: tuple[int, str] | None = None
     largest_norm: float | None = None
     largest_step: int | None = None
     largest_tensor: str | None = None
@@ -70,7 +82,11 @@ class Summary:
 
     def add(self, step: int, packed: Tensor) -> None:
         """Take in one step: ``packed`` is a host tensor [columns, T]."""
-        nonfinite = float(self._row(packed, "nonfinite_count").sum())
+        counts = self._row(packed, "nonfinite_count")
+        nonfinite = float(counts.sum())
+        if nonfinite > 0 and self.first_nonfinite is None:
+            # The last in the model's order is the first in that of the backward pass.
+            self.first_nonfinite = (step, self.names[int(counts.nonzero().max())])
         self.steps_read += 1
         self.nonfinite_steps += nonfinite > 0
         self.nonfinite_in_a_row = self.nonfinite_in_a_row + 1 if nonfinite > 0 else 0

@@ -197,7 +197,7 @@ class Tracked:
         if self.following is not None:
             self.following(number)
         grads = self.layout.gradients(changes=changes)
-        stats = self.clipper.clip_(grads, self.layout.parameters, number)
+        stats = self.clipper.clip_(grads, self.layout.weights(), number)
         if inverse is not None and not changes:
             rescale_(stats, inverse)
         self._extra = {}
@@ -209,7 +209,7 @@ class Tracked:
                 stats.skipped, (scaling.found_inf > 0).to(stats.skipped)
             )
         if self.check_every and number % self.check_every == 0:
-            checksum = weight_checksum(self.layout.parameters)
+            checksum = weight_checksum(self.layout.weights())
             if checksum is not None:
                 self._extra["weight_checksum"] = checksum
         if self.grad_scale is not None and (scale := self.grad_scale()) is not None:
