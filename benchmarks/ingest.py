@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import http.client
+import json
 import os
 import signal
 import socket
@@ -23,9 +24,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import uvicorn
 import zstandard
 
 import gradwatch_wire as wire
+from gradwatch_service.analysis.analyser import Analyser
+from gradwatch_service.app import create_app
+from gradwatch_service.server import configure
+from gradwatch_service.settings import Settings
+from gradwatch_service.store.opening import open_store
+from gradwatch_service.store.sqlite.maintenance import Maintenance
 
 COLUMNS = 10
 CONNECTIONS = 8
@@ -144,7 +152,7 @@ class Sender(threading.Thread):
         self._load = load
         self._bodies = bodies
         manifest = manifest_of(load.tensors)
-        register = __import__("json").dumps(manifest.to_json())
+        register = json.dumps(manifest.to_json())
         self._ask("PUT", f"/api/v1/runs/{self._run}", register.encode(), "application/json")
 
     def run(self) -> None:
@@ -236,23 +244,18 @@ def packed(values: np.ndarray) -> wire.Column:
 
 def serve(stage: str, store: str, port: str) -> None:
     """Be the server, with only so much behind the commit as the stage says."""
-    import uvicorn
-
-    from gradwatch_service.analysis.analyser import Analyser
-    from gradwatch_service.app import create_app
-    from gradwatch_service.server import configure
-    from gradwatch_service.settings import Settings
-    from gradwatch_service.store.opening import open_store
-    from gradwatch_service.store.sqlite.maintenance import Maintenance
-
     if stage != STAGES[2]:
-        Analyser.start = lambda self: None  # type: ignore[method-assign]  # measured without it
+        Analyser.start = idle  # type: ignore[method-assign]  # measured without it
     if stage == STAGES[0]:
-        Maintenance.start = lambda self: None  # type: ignore[method-assign]  # measured without it
+        Maintenance.start = idle  # type: ignore[method-assign]  # measured without it
     settings = Settings(store=f"sqlite:///{store}", port=int(port), compact_quiet_seconds=1)
     config = configure(create_app(settings, open_store(settings)), settings)
     config.host, config.port = "127.0.0.1", int(port)
     uvicorn.Server(config).run()
+
+
+def idle(_: object) -> None:
+    """Start nothing."""
 
 
 def wait_until_ready(port: int) -> None:
