@@ -5,6 +5,8 @@ to those of a run without reporting, nothing is raised, closing ends in time, an
 well again every step is stored exactly once or counted as dropped.
 """
 
+import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -229,3 +231,34 @@ def test_a_service_that_lost_its_store_gets_the_rest_from_sequence_0(server: Fau
     assert forgotten
     assert server.sequences() == [0, 1]
     assert server.steps() == Counter(range(3, 9))
+
+
+def test_a_name_that_is_never_resolved_holds_nothing_up_and_loses_nothing(
+    expected: Tensor, tmp_path: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No timeout covers getaddrinfo: the thread hangs in it, and closing must do its work."""
+    wake = threading.Event()
+    resolve = socket.getaddrinfo
+
+    def hang(host: str, *arguments: object, **options: object) -> object:
+        if host == "hangs.invalid":
+            wake.wait(60.0)
+            raise socket.gaierror("woken up")
+        return resolve(host, *arguments, **options)  # type: ignore[arg-type] # passed on as they came
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    trained = train("http://hangs.invalid:8642")
+    assert torch.equal(trained.weights, expected)
+    assert trained.closing_seconds < CLOSE_SECONDS + 1.0
+    assert trained.health is not None
+    assert trained.health.delivery is not None
+    assert trained.health.delivery.pending_steps == STEPS
+    before = {path: path.read_bytes() for path in (tmp_path / "spool").rglob("*.gw")}
+    wake.set()
+    deadline = time.monotonic() + 10.0
+    while any(thread.name == "gradwatch" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert {path: path.read_bytes() for path in (tmp_path / "spool").rglob("*.gw")} == before
+    sync(tmp_path / "spool", server.url)
+    assert server.steps() == Counter(range(STEPS))

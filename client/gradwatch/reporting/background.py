@@ -4,23 +4,23 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
-
-from torch import Tensor
 
 from gradwatch.console import LogOnce
 from gradwatch.reporting.backlog import Backlog
 from gradwatch.reporting.batching import Batching
-from gradwatch.reporting.delivery import Delivery, Layout
+from gradwatch.reporting.callbacks import Callbacks
+from gradwatch.reporting.delivery import Delivery
 from gradwatch.reporting.incidents import Incidents
+from gradwatch.reporting.messages import Introduction, Request
 from gradwatch.reporting.outbox import Outbox
 from gradwatch.reporting.sample import Sample
 from gradwatch.reporting.sender import Sender
 from gradwatch.reporting.verdict import Action, Verdict
 
-__all__ = ["Background", "Introduction", "Request"]
+__all__ = ["Background"]
 
 _FINISH_SECONDS = 2.0
 _MOST_FAULTS = 100
@@ -28,38 +28,8 @@ _MOST_PAUSE_SECONDS = 300.0
 _MOST_EVERY = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Introduction:
-    """Says what an optimizer's samples look like from now on."""
-
-    optimizer: str
-    layout: Layout
-
-
-@dataclass(slots=True)
-class Request:
-    """Asks the background thread to deliver everything, and perhaps to end.
-
-    Attributes:
-        status: How the run ended; None when it goes on.
-        deadline: Monotonic seconds.
-        done: Set when it is done or the deadline has passed.
-        delivered: Whether everything was acknowledged.
-    """
-
-    status: str | None
-    deadline: float
-    done: threading.Event = field(default_factory=threading.Event)
-    delivered: bool = False
-
-
-@dataclass(slots=True)
-class Callbacks:
-    """Whom to tell; each is called on the background thread and may not hurt it."""
-
-    read: Callable[[Sample, Tensor], None] | None = None
-    start: Callable[[bool, str], None] | None = None
-    answer: Callable[[Mapping[str, Any]], None] | None = None
+class SupersededError(BaseException):
+    """What this thread was about to do was done by another one: it must touch nothing any more."""
 
 
 class Background:
@@ -86,51 +56,99 @@ class Background:
         self._rank = rank
         self._outbox = outbox
         self._sender = sender
+        if sender is not None:
+            sender.asking = self.asking
         self._flushes: list[Request] = []
         self._faults = 0
         self._quiet_until = -math.inf
         self._every = 1
         self._log_once = LogOnce()
-        self._started = False
         self.backlog = backlog
-        self.batching = Batching(rank, self._tell_read)
         self.callbacks = Callbacks()
+        self.batching = Batching(rank, self.callbacks.read)
         self.incidents: Incidents | None = None
         self.sent: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
         self.recommendation: Mapping[str, Any] | None = None
         self.ended = False
         self.pending_steps = 0
+        # Held while something is worked on, released while the service is asked: so that close()
+        # can put everything away itself when a request never ends, as one for a name can.
+        self._working = threading.Lock()
         self.fault: str | None = None
 
     def run(self) -> None:
         """Work until asked to end. Never raises: a fault of ours is counted and logged once."""
         while not self.ended:
-            try:
-                self._turn()
-            except Exception as error:  # noqa: BLE001 - the one place that must survive everything
-                self._note_fault(error)
+            items = self._outbox.take(self._idle_seconds())
+            with self._working:
+                if self.ended:
+                    break
+                try:
+                    self._turn(items)
+                except SupersededError:
+                    break
+                except Exception as error:  # noqa: BLE001 - the one place that must survive everything
+                    self._note_fault(error)
         for request in self._flushes:
             request.done.set()
 
-    def _turn(self) -> None:
-        for item in self._outbox.take(self._idle_seconds()):
-            if isinstance(item, Sample):
-                self._read(item)
-            elif isinstance(item, Introduction):
-                self._introduce(item)
-            elif item.status is None:
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """While the service is asked, let others work.
+
+        Raises:
+            SupersededError: Somebody else has put everything away meanwhile.
+        """
+        self._working.release()
+        try:
+            yield
+        finally:
+            self._working.acquire()
+        if self.ended:
+            raise SupersededError
+
+    def rescue(self, status: str, patience: float) -> bool:
+        """Put everything away in the place of a thread that hangs in a request; whether it did.
+
+        Args:
+            status: How the run ended.
+            patience: Seconds to wait for the thread to be in a request, and not amid its work.
+        """
+        if not self._working.acquire(timeout=patience):
+            return False
+        try:
+            if not self.ended:
+                for item in self._outbox.take(0.0):
+                    self._accept(item)
                 self._collect(everything=True)
-                self._flushes.append(item)
-                if self._sender is not None:
-                    self._sender.hurry()
-            else:
+                self._keep_rest(status)
+        finally:
+            self.ended = True
+            self._working.release()
+        return True
+
+    def _turn(self, items: Sequence[object]) -> None:
+        for item in items:
+            self._accept(item)
+            if isinstance(item, Request) and item.status is not None:
                 self._finish(item)
                 return
         self._collect()
         self._send_one()
         self._answer_flushes()
         self.pending_steps = self.batching.steps + self.backlog.steps
+
+    def _accept(self, item: object) -> None:
+        if isinstance(item, Sample):
+            self._read(item)
+        elif isinstance(item, Introduction):
+            self._introduce(item)
+        elif isinstance(item, Request) and item.status is None:
+            self._collect(everything=True)
+            self._flushes.append(item)
+            if self._sender is not None:
+                self._sender.hurry()
 
     def _idle_seconds(self) -> float | None:
         """How long nothing is to be done unless something comes; None: for ever."""
@@ -151,7 +169,7 @@ class Background:
         if self._sender is not None:
             self._sender.introduce(item.layout.manifest)
         else:
-            self._tell_start(reached=False, why="offline")
+            self.callbacks.start(reached=False, why="offline")
 
     def _read(self, sample: Sample) -> None:
         now = time.monotonic()
@@ -195,7 +213,7 @@ class Background:
             self._log_once("stopped", f"nothing more is sent: {sender.stopped}")
         if not sender.reached:
             self.dropped.update(self.backlog.retreat())
-        self._tell_start(reached=sender.reached, why=sender.last_error or "")
+        self.callbacks.start(reached=sender.reached, why=sender.last_error or "")
 
     def _settle(self, delivery: Delivery, verdict: Verdict) -> None:
         if verdict.action is Action.DONE:
@@ -219,9 +237,9 @@ class Background:
             self._quiet_until = time.monotonic() + float(min(pause, _MOST_PAUSE_SECONDS))
         if isinstance(every, int) and every >= 1:
             self._every = min(every, _MOST_EVERY)
-        self._call(self.callbacks.answer, answer)
+        self.callbacks.answer(answer)
         if self.incidents is not None:
-            self._call(self.incidents.ask, time.monotonic())
+            self.callbacks.call(self.incidents.ask, time.monotonic())
 
     def _answer_flushes(self) -> None:
         if not self._flushes:
@@ -248,21 +266,24 @@ class Background:
                 last = min(request.deadline, time.monotonic() + _FINISH_SECONDS)
                 told = told or self._sender.finish(status, until=last)
                 if self.incidents is not None and self._sender.reached:
-                    self._call(self.incidents.ask, math.inf)
-            self.dropped.update(self.backlog.retreat())
-            if self.backlog.spool is not None and not told:
-                self.backlog.spool.finish(status)
-            self.pending_steps = self.backlog.steps
+                    self.callbacks.call(self.incidents.ask, math.inf)
+            self._keep_rest(None if told else status)
+        except SupersededError:
+            return
         finally:
             self.ended = True
-            self._put_away()
             request.done.set()
 
-    def _put_away(self) -> None:
+    def _keep_rest(self, status: str | None) -> None:
+        """Put what is left, and how the run ended unless that was told, where it lasts."""
+        self.dropped.update(self.backlog.retreat())
+        if self.backlog.spool is not None:
+            if status is not None:
+                self.backlog.spool.finish(status)
+            self.backlog.spool.close()
         if self._sender is not None:
             self._sender.close()
-        if self.backlog.spool is not None:
-            self.backlog.spool.close()
+        self.pending_steps = self.backlog.steps
 
     def _last_sending(self, sender: Sender, deadline: float) -> None:
         sender.limit(deadline)
@@ -277,24 +298,6 @@ class Background:
             self._settle(head, verdict)
             failures = failures + 1 if verdict.action is Action.RETRY else 0
         self._note_contact(sender)
-
-    def _tell_start(self, *, reached: bool, why: str) -> None:
-        if not self._started:
-            self._started = True
-            self._call(self.callbacks.start, reached, why)
-
-    def _tell_read(self, sample: Sample, packed: Tensor) -> None:
-        self._call(self.callbacks.read, sample, packed)
-
-    def _call(self, callback: Callable[..., None] | None, *arguments: object) -> None:
-        """Call somebody else's code: what it raises is logged once and costs nothing here."""
-        if callback is None:
-            return
-        try:
-            callback(*arguments)
-        except Exception as error:  # noqa: BLE001 - whatever a callback raises, delivering goes on
-            name = f"{type(error).__name__}: {error}"
-            self._log_once(name, f"a callback failed, reporting goes on: {name}", error=error)
 
     def _note_fault(self, error: Exception) -> None:
         self._faults += 1

@@ -13,11 +13,12 @@ from typing import Any
 from torch import Tensor
 
 from gradwatch.identity import Identity
-from gradwatch.reporting.background import Background, Introduction, Request
+from gradwatch.reporting.background import Background
 from gradwatch.reporting.backlog import Backlog
 from gradwatch.reporting.backoff import Backoff
 from gradwatch.reporting.delivery import Layout
 from gradwatch.reporting.incidents import Incidents
+from gradwatch.reporting.messages import Introduction, Request
 from gradwatch.reporting.outbox import Outbox
 from gradwatch.reporting.packing import Packer
 from gradwatch.reporting.sample import Sample
@@ -154,7 +155,8 @@ class Reporter:
         if not request.done.wait(timeout - reserve):
             if self._sender is not None:
                 self._sender.abort()
-            request.done.wait(reserve)
+            if not request.done.wait(reserve / 2):
+                self._background.rescue(status, reserve / 2)
         return request.delivered
 
     def health(self) -> Health:
@@ -173,20 +175,25 @@ class Reporter:
 
     @property
     def recommendation(self) -> Mapping[str, Any] | None:
-        """The newest recommendation the service sent along, as it came; None before the first."""
+        """The newest recommendation the service sent along, as it came.
+
+        None before the first, and while the service is away: whoever follows it then stays put.
+        """
+        if self._sender is None or not self._sender.reached:
+            return None
         return self._background.recommendation
 
     def on_read(self, callback: Callable[[Sample, Tensor], None]) -> None:
         """Call back, on the background thread, with every sample and its host copy [columns, T]."""
-        self._background.callbacks.read = callback
+        self._background.callbacks.on_read = callback
 
     def on_start(self, callback: Callable[[bool, str], None]) -> None:
         """Call back once with whether the service was reached, and why not."""
-        self._background.callbacks.start = callback
+        self._background.callbacks.on_start = callback
 
     def on_answer(self, callback: Callable[[Mapping[str, Any]], None]) -> None:
         """Call back with every answer to a delivery."""
-        self._background.callbacks.answer = callback
+        self._background.callbacks.on_answer = callback
 
     def on_incident(self, callback: Callable[[dict[str, Any]], None]) -> None:
         """Call back once for every incident the service opens, soon after it did."""

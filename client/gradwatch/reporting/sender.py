@@ -4,6 +4,7 @@ import json
 import random
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from gradwatch.identity import Identity
 from gradwatch.reporting.backoff import Backoff
@@ -30,6 +31,7 @@ class Sender:
         stopped: Why nothing is sent any more; None while it is.
         last_error: What went wrong last; None when nothing ever did.
         reached: Whether the last request was answered well.
+        asking: Entered around every request.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Sender:
         self.stopped: str | None = None
         self.last_error: str | None = None
         self.reached = False
+        self.asking: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def introduce(self, manifest: Manifest) -> None:
         """Take a manifest that deliveries will name; it is registered before the first of them."""
@@ -149,7 +152,8 @@ class Sender:
         if self._transport is None:
             self._transport = self._connected()
         path = f"/runs/{self._identity.run}{rest}"
-        return self._transport.request(method, path, body, content_type)
+        with self.asking():
+            return self._transport.request(method, path, body, content_type)
 
     def _connected(self) -> Transport:
         try:
