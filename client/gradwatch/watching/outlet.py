@@ -12,7 +12,6 @@ from gradwatch.identity import Identity
 from gradwatch.reporting.reporter import Reporter
 from gradwatch.reporting.sample import Sample
 from gradwatch.settings import Settings
-from gradwatch.statistics import STATISTICS
 from gradwatch.watching.summary import Latest, Summary
 from gradwatch.watching.tracked import Tracked
 from gradwatch_wire import Manifest
@@ -38,7 +37,7 @@ class Outlet:
     reporter: Reporter
     on_read: "WeakMethod[Callable[[Summary], None]] | None" = None
     summaries: dict[str, Summary] = field(default_factory=dict)
-    _hashes: dict[str, str] = field(default_factory=dict)
+    _manifests: dict[str, Manifest] = field(default_factory=dict)
     _started: bool = False
     _closed: bool = False
     _steps: int = 0
@@ -49,26 +48,25 @@ class Outlet:
         self.reporter.on_read(self._on_read)
 
     def announce(self, tracked: Tracked) -> None:
-        """Register an optimizer's tensors, or the ones added since."""
+        """Register an optimizer's tensors, or the tensors and statistics that came since."""
         tensors = tuple(tracked.layout.tensors)
-        if tracked.name not in self.summaries:
-            self.summaries[tracked.name] = Summary(tracked.name, STATISTICS)
-        self.summaries[tracked.name].extend(tensors)
-        manifest = Manifest(
-            tensors=tensors,
-            optimizer=tracked.name,
-            optimizer_class=type(tracked.optimizer).__name__,
-            policy=self.policy,
-            project=self.identity.project,
-            name=self.identity.name,
-            session=self.identity.session,
-            world_size=self.identity.world_size,
-            rank=self.identity.rank,
-            tags=self.identity.tags,
-            extends=self._hashes.get(tracked.name),
-        )
-        self._hashes[tracked.name] = manifest.hash
-        self.reporter.register(tracked.name, manifest, STATISTICS)
+        self.summaries.setdefault(tracked.name, Summary(tracked.name)).extend(tensors)
+        known = self._manifests.get(tracked.name)
+        if known is None or len(known.tensors) < len(tensors):
+            known = self._manifests[tracked.name] = Manifest(
+                tensors=tensors,
+                optimizer=tracked.name,
+                optimizer_class=type(tracked.optimizer).__name__,
+                policy=self.policy,
+                project=self.identity.project,
+                name=self.identity.name,
+                session=self.identity.session,
+                world_size=self.identity.world_size,
+                rank=self.identity.rank,
+                tags=self.identity.tags,
+                extends=None if known is None else known.hash,
+            )
+        self.reporter.register(tracked.name, known, tracked.columns)
 
     def put(self, sample: Sample) -> None:
         """Hand a step's numbers to the background thread."""
@@ -121,7 +119,7 @@ class Outlet:
 
     def _on_read(self, sample: Sample, packed: Tensor) -> None:
         summary = self.summaries[sample.optimizer]
-        summary.add(sample.step, packed)
+        summary.add(sample.step, packed, sample.stats.columns)
         told = None if self.on_read is None else self.on_read()
         if told is not None:
             told(summary)

@@ -57,11 +57,9 @@ class Summary:
 
     Args:
         optimizer: Name of the optimizer.
-        columns: Names of the rows of what is read.
     """
 
     optimizer: str
-    columns: tuple[str, ...]
     steps_read: int = 0
     nonfinite_steps: int = 0
     nonfinite_in_a_row: int = 0
@@ -73,16 +71,17 @@ class Summary:
     elements: float = 0.0
     names: tuple[str, ...] = ()
     _numel: Tensor = field(default_factory=lambda: torch.zeros(0))
-    _newest: tuple[int, Tensor] | None = None
+    _newest: tuple[int, Tensor, tuple[str, ...]] | None = None
 
     def extend(self, tensors: Sequence[TensorInfo]) -> None:
         """Learn names and sizes of all tensors, the known ones first."""
         numel = torch.tensor([t.numel for t in tensors], dtype=torch.float64)
         self.names, self._numel = tuple(t.name for t in tensors), numel
 
-    def add(self, step: int, packed: Tensor) -> None:
+    def add(self, step: int, packed: Tensor, columns: tuple[str, ...]) -> None:
         """Take in one step: ``packed`` is a host tensor [columns, T]."""
-        counts = self._row(packed, "nonfinite_count")
+        row = {name: packed[number].double() for number, name in enumerate(columns)}
+        counts = row["nonfinite_count"]
         nonfinite = float(counts.sum())
         if nonfinite > 0 and self.first_nonfinite is None:
             # The last in the model's order is the first in that of the backward pass.
@@ -90,10 +89,10 @@ class Summary:
         self.steps_read += 1
         self.nonfinite_steps += nonfinite > 0
         self.nonfinite_in_a_row = self.nonfinite_in_a_row + 1 if nonfinite > 0 else 0
-        present = self._row(packed, "present")
+        present = row["present"]
         self.elements += float((self._numel[: len(present)] * present).sum())
-        self.clipped += float(self._row(packed, "clipped_count").sum())
-        norms = self._row(packed, "norm")
+        self.clipped += float(row["clipped_count"].sum())
+        norms = row["norm"]
         norm = _joint(norms)
         # A step with NaN or Inf is no finite step: its norm covers only what was left of it.
         if (
@@ -103,23 +102,20 @@ class Summary:
         ):
             self.largest_norm, self.largest_step = norm, step
             self.largest_tensor = self.names[int(norms.argmax())]
-        self._newest = (step, packed)
+        self._newest = (step, packed, columns)
 
     def latest(self) -> Latest | None:
         """Return the newest statistics, or None before the first."""
         if self._newest is None:
             return None
-        step, packed = self._newest
+        step, packed, columns = self._newest
         return Latest(
             step=step,
             optimizer=self.optimizer,
             names=self.names[: packed.shape[1]],
-            columns=dict(zip(self.columns, packed.tolist(), strict=True)),
-            global_norm=_joint(self._row(packed, "norm")),
+            columns=dict(zip(columns, packed.tolist(), strict=True)),
+            global_norm=_joint(packed[columns.index("norm")].double()),
         )
-
-    def _row(self, packed: Tensor, column: str) -> Tensor:
-        return packed[self.columns.index(column)].double()
 
 
 def _joint(norms: Tensor) -> float:

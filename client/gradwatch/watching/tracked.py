@@ -12,7 +12,7 @@ from gradwatch.clipping.clipper import Clipper
 from gradwatch.console import LogOnce
 from gradwatch.reporting.sample import Sample
 from gradwatch.scalars import Scalar
-from gradwatch.statistics import GradStats
+from gradwatch.statistics import STATISTICS, GradStats
 from gradwatch.watching.amp import rescale_, scale_of, take_over_unscaling_
 from gradwatch.watching.following import Following
 from gradwatch.watching.hooks import StepHook
@@ -27,7 +27,7 @@ class SampleSink(Protocol):
     """Where finished samples go. Constant time, never waits, never raises on purpose."""
 
     def announce(self, tracked: "Tracked") -> None:
-        """The tensors of this optimizer are new or have grown."""
+        """The tensors or statistics of this optimizer are new, or more than before."""
 
     def put(self, sample: Sample) -> None:
         """Take one step's numbers."""
@@ -70,6 +70,7 @@ class Tracked:
     errors: int = 0
     clipping: bool = True
     stats: GradStats | None = None
+    columns: tuple[str, ...] = STATISTICS
     newest: Sample | None = None
     explicit: bool = False
     hook_calls: int = 0
@@ -221,7 +222,8 @@ class Tracked:
     ) -> None:
         if self.outlet is None:
             return
-        if grown:
+        if grown or stats.columns != self.columns:
+            self.columns = stats.columns
             self.outlet.announce(self)
         self.newest = sample = self.sampling.take(number, stats, self._extra, begun)
         if sample is None:
