@@ -21,9 +21,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-
 from benchmarks.recorded_jobs import JOBS, Job
+from torch import Tensor, nn
 
 FAULT_CLASSES = {
     "data_repeated": "exploding",
@@ -108,7 +107,7 @@ def _inject(active: str, grads: list[Tensor]) -> None:
 
 def _measure(grads: list[Tensor], flat: Tensor, previous: Tensor | None) -> dict[str, Any]:
     finite = [torch.nan_to_num(g.float(), nan=0.0, posinf=0.0, neginf=0.0) for g in grads]
-    norms = torch.stack(torch._foreach_norm(finite)).numpy()  # noqa: SLF001 - torch gives no public name
+    norms = torch.stack(torch._foreach_norm(finite)).numpy()
     bad = np.array([int((~torch.isfinite(g)).sum()) for g in grads])
     total = float(np.sqrt((norms.astype(np.float64) ** 2).sum()))
     cosine = 0.0

@@ -1,0 +1,304 @@
+"""Score the service's detectors on recorded traces, beside published rules.
+
+    python -m benchmarks.detectors TRACES                  # our row, the baselines, per kind
+    python -m benchmarks.detectors TRACES --leave-one-out  # limits chosen without the job scored
+    python -m benchmarks.detectors TRACES --healthy        # long healthy runs: every incident
+    python -m benchmarks.detectors TRACES --json FILE      # incidents, as predictions for a scorer
+    python -m benchmarks.detectors --speed                 # milliseconds per 50 steps x 200 tensors
+
+TRACES is a folder of ``<job>.<run>.npz`` and ``.json`` as ``benchmarks.record_traces`` writes them.
+Every trace is turned into reports in the compact wire form, decoded and validated as the service
+does, and analysed delivery by delivery.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from benchmarks.trace_baselines import BASELINES, score_detector
+from benchmarks.trace_scorer import Incident, Score, Trace, load_split, score_split
+
+from gradwatch_service.analysis.incidents import Incident as Found
+from gradwatch_service.analysis.optimizer_analysis import OptimizerAnalysis
+from gradwatch_service.detectors import exploding
+from gradwatch_service.detectors.base import RunContext
+from gradwatch_service.detectors.diagnosis import Diagnosis
+from gradwatch_service.ingest.validation import numel_of, rows_of
+from gradwatch_service.rows import StepRows
+from gradwatch_service.settings import Settings
+from gradwatch_wire import Column, Manifest, Report, TensorInfo, decode, encode
+
+SCALES = (0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5, 1.75)
+LIMITS = ("ALONE", "TOGETHER", "LASTING", "REPEATED")
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "ours, deliveries of 10 steps": {},
+    "ours, deliveries of 1 step": {"batch": 1},
+    "ours, cosine at every 10th step": {"cosine_every": 10},
+    "ours, no cosine": {"without": ("cosine_previous",)},
+    "ours, no loss": {"without": ("loss",)},
+    "ours, no learning rate": {"without": ("learning_rate",)},
+    "ours, norms and counts only": {"without": ("cosine_previous", "loss", "learning_rate")},
+}
+
+
+def reports(
+    trace: Trace, *, batch: int = 10, cosine_every: int = 1, without: Sequence[str] = ()
+) -> Iterator[tuple[Report, Manifest]]:
+    """Cut a trace into deliveries with the columns and scalars that a client sends."""
+    columns = trace.columns
+    sizes = columns["sizes"].tolist()
+    manifest = Manifest(
+        tensors=tuple(
+            TensorInfo(name=name, shape=_shape(name, int(size)), dtype="float32", group="all")
+            for name, size in zip(trace.tensors, sizes, strict=True)
+        )
+    )
+    cosine = columns["gcos"].astype(np.float64)
+    cosine[np.arange(trace.steps) % cosine_every != 0] = np.nan
+    scalars = {
+        "loss": columns["loss"].astype(np.float64),
+        "learning_rate": columns["lr"].astype(np.float64),
+        "cosine_previous": cosine,
+    }
+    scalars = {
+        name: np.where(np.isfinite(values), values, np.nan)
+        for name, values in scalars.items()
+        if name not in without
+    }
+    for sequence, start in enumerate(range(0, trace.steps, batch)):
+        rows = slice(start, min(start + batch, trace.steps))
+        yield (
+            Report(
+                attempt=0,
+                rank=0,
+                optimizer="default",
+                sequence=sequence,
+                manifest=manifest.hash,
+                steps=_column(np.arange(rows.start, rows.stop), "<i8"),
+                scalars={name: _column(v[rows], "<f8") for name, v in scalars.items()},
+                tensors={
+                    "norm": _column(columns["norm"][rows], "<f4"),
+                    "nonfinite_count": _column(columns["nonfinite"][rows], "<u4"),
+                    "zero_count": _column(columns["zeros"][rows], "<u4"),
+                },
+            ),
+            manifest,
+        )
+
+
+def _shape(name: str, size: int) -> tuple[int, ...]:
+    """Weights get two dimensions: the traces keep sizes only."""
+    return (size,) if "bias" in name else (size, 1)
+
+
+def _column(values: Any, dtype: str) -> Column:
+    array = np.ascontiguousarray(values, dtype)
+    return Column(dtype[1:], array.shape, array.tobytes())
+
+
+def incidents(trace: Trace, **options: Any) -> list[Found]:
+    """What the service would have said of a trace, newest state of every incident."""
+    state = OptimizerAnalysis.start(RunContext(run=trace.name))
+    found: dict[str, Found] = {}
+    settings = Settings()
+    for report, manifest in reports(trace, **options):
+        rows = rows_of(decode(encode(report)), manifest, numel_of(manifest), settings)
+        end = int(rows.steps[-1])
+        state, changed = OptimizerAnalysis.advance(state, {0: [rows]}, end, certain=True)
+        found |= {incident.id: incident for incident in changed}
+    return list(found.values())
+
+
+def counted(found: Iterable[Found]) -> list[Incident]:
+    """Return what counts: critical and warning, without the notices."""
+    return [
+        Incident(i.kind, i.opened_step, i.last_step, frozenset(i.tensors))
+        for i in found
+        if i.severity != "info" and not i.is_notice
+    ]
+
+
+def score(traces: Sequence[Trace], **options: Any) -> Score:
+    """Score our detectors on these traces."""
+    return score_split(traces, {t.name: counted(incidents(t, **options)) for t in traces})
+
+
+@contextlib.contextmanager
+def limits_scaled(factor: float) -> Iterator[None]:
+    """Move every limit of the exploding detector by one factor."""
+    before = {name: getattr(exploding, name) for name in LIMITS}
+    for name, value in before.items():
+        setattr(exploding, name, value * factor)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(exploding, name, value)
+
+
+def leave_one_out(traces: Sequence[Trace]) -> tuple[Score, dict[str, float]]:
+    """Choose the factor on the limits without a job, then score that job with it."""
+    jobs = sorted({trace.job for trace in traces})
+    found: dict[float, dict[str, list[Incident]]] = {}
+    for factor in SCALES:
+        with limits_scaled(factor):
+            found[factor] = {trace.name: counted(incidents(trace)) for trace in traces}
+    final: dict[str, list[Incident]] = {}
+    chosen: dict[str, float] = {}
+    for job in jobs:
+        others = [trace for trace in traces if trace.job != job]
+        costs = {factor: _cost(score_split(others, found[factor])) for factor in SCALES}
+        least = min(costs.values())
+        good = [factor for factor in SCALES if costs[factor] == least]
+        chosen[job] = good[len(good) // 2]
+        final |= {t.name: found[chosen[job]][t.name] for t in traces if t.job == job}
+    return score_split(traces, final), chosen
+
+
+def _cost(result: Score) -> int:
+    missed = sum(not outcome.right_class for outcome in result.visible)
+    return missed + len(result.false_incidents)
+
+
+def table(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+    """Print figures as a Markdown table."""
+    print(
+        "| detector | recall | right class, hard kinds | precision | false / 1000 healthy steps "
+        "(95 %) | delay median / p90 | localisation | incidents per fault |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for name, f in rows:
+        low, high = f["false_per_1000_interval"]
+        delay = f"{_figure(f['delay_median'], 1)} / {_figure(f['delay_p90'], 1)}"
+        print(
+            f"| {name} | {_figure(f['recall'])} | {_figure(f['right_class_hard'])} | "
+            f"{_figure(f['precision'])} | {f['false_per_1000']:.2f} ({low:.2f}..{high:.2f}) | "
+            f"{delay} | {_figure(f['localisation'])} | {_figure(f['incidents_per_fault'])} |"
+        )
+
+
+def _figure(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def healthy(traces: Sequence[Trace]) -> None:
+    """Print how often the detectors alarm on runs in which nothing happens."""
+    print("| run | steps | critical | warning | info | notices | kinds |")
+    print("|---|---|---|---|---|---|---|")
+    for trace in traces:
+        found = incidents(trace, batch=50)
+        severities = Counter(i.severity for i in found if not i.is_notice)
+        kinds = Counter(f"{i.kind}/{i.cause}" for i in found)
+        told = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common(4)) or "-"
+        notices = sum(i.is_notice for i in found)
+        print(
+            f"| {trace.name} | {trace.steps} | {severities['critical']} | {severities['warning']} | "
+            f"{severities['info']} | {notices} | {told} |"
+        )
+
+
+def speed(rounds: int = 40) -> None:
+    """Print CPU time of the detectors per 50 steps of 200 tensors, calm and disturbed."""
+    print("| rows | median ms per 50 steps x 200 tensors | worst |\n|---|---|---|")
+    for name, disturbed in (("healthy", False), ("every step disturbed", True)):
+        diagnosis, times = Diagnosis(), []
+        state = diagnosis.start(RunContext(run="speed"))
+        for at in range(rounds):
+            rows = _wide_rows(at, disturbed=disturbed and at > 4)
+            began = time.process_time()
+            state, _ = diagnosis.advance(state, rows)
+            times.append(1000 * (time.process_time() - began))
+        print(f"| {name} | {statistics.median(times[5:]):.2f} | {max(times[5:]):.2f} |")
+
+
+def _wide_rows(block: int, *, disturbed: bool, steps: int = 50, tensors: int = 200) -> StepRows:
+    rng = np.random.default_rng(block)
+    size = 60 * np.exp(rng.normal(0, 1, steps))[:, None] if disturbed else 1.0
+    norm = size * np.exp(rng.normal(0, 0.15, (steps, 1)) + rng.normal(0, 0.1, (steps, tensors)))
+    infos = (
+        TensorInfo(name=f"t{i}.weight", shape=(8, 8), dtype="float32", group="all")
+        for i in range(tensors)
+    )
+    return StepRows(
+        attempt=0,
+        optimizer="default",
+        rank=0,
+        steps=np.arange(block * steps, (block + 1) * steps),
+        time=np.zeros(steps),
+        scalars={
+            "loss": 2 + rng.normal(0, 0.1, steps),
+            "learning_rate": np.full(steps, 0.1),
+            "cosine_previous": rng.normal(0.1, 0.1, steps),
+        },
+        tensors={
+            "norm": norm.astype(np.float32),
+            "nonfinite_count": np.zeros((steps, tensors), np.uint32),
+        },
+        manifest=Manifest(tensors=tuple(infos)),
+    )
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Score the detectors on recorded traces.")
+    parser.add_argument("traces", type=Path, nargs="?")
+    parser.add_argument("--leave-one-out", action="store_true")
+    parser.add_argument("--healthy", action="store_true")
+    parser.add_argument("--speed", action="store_true")
+    parser.add_argument("--json", type=Path, help="write the incidents to this file")
+    options = parser.parse_args()
+    if options.speed or options.traces is None:
+        speed()
+        return
+    traces = load_split(options.traces)
+    if options.healthy:
+        healthy(traces)
+    elif options.leave_one_out:
+        result, chosen = leave_one_out(traces)
+        table([("ours, each job scored with limits chosen on the others", result.figures())])
+        print("\nFactor on the limits, chosen without the job:", chosen)
+    elif options.json:
+        said = {trace.name: counted(incidents(trace)) for trace in traces}
+        plain = {n: [_plain(i) for i in found] for n, found in said.items()}
+        options.json.write_text(json.dumps(plain, indent=1) + "\n")
+    else:
+        _compare(traces)
+
+
+def _plain(incident: Incident) -> dict[str, Any]:
+    return {
+        "kind": incident.kind,
+        "first_step": incident.first_step,
+        "last_step": incident.last_step,
+        "tensors": sorted(incident.tensors),
+    }
+
+
+def _compare(traces: Sequence[Trace]) -> None:
+    scores = {name: score(traces, **options) for name, options in VARIANTS.items()}
+    scores |= {name: score_detector(detector, traces) for name, detector in BASELINES.items()}
+    figures = {name: result.figures() for name, result in scores.items()}
+    table(figures.items())
+    ours = scores["ours, deliveries of 10 steps"]
+    print("\n| fault | visible | found | right class |\n|---|---|---|---|")
+    for kind, counts in ours.figures()["by_kind"].items():
+        print(f"| {kind} | {counts['faults']} | {counts['hit']} | {counts['right_class']} |")
+    for outcome in ours.visible:
+        if not outcome.right_class:
+            fault = outcome.fault
+            print(f"\nMissed: {outcome.trace}, {fault.kind} at {fault.start}..{fault.end - 1}")
+    for name, it in ours.false_incidents:
+        print(f"\nFalse: {name}, {it.kind} at {it.first_step}..{it.last_step}")
+
+
+if __name__ == "__main__":
+    main()
