@@ -19,9 +19,11 @@ def json_answer(content: Any, *, status: int = 200) -> Response:
 def cacheable(request: Request, content: Any, *, seconds: int = 1) -> Response:
     """Answer JSON with a strong ETag, or 304 when the asker holds exactly this.
 
+    Arrays are written as they are, without a Python object per number; NaN becomes null.
+
     ``private``: with tokens on, the answer is one caller's; a shared cache must not keep it.
     """
-    body = orjson.dumps(content)
+    body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
     tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
     headers = {"ETag": tag, "Cache-Control": f"private, max-age={seconds}"}
     if _held(request.headers.get("if-none-match"), tag):

@@ -82,8 +82,8 @@ def joined(parts: Iterable[Pieces]) -> Pieces:
     return Pieces(*(np.concatenate(column)[order] for column in columns))
 
 
-def bucketed(pieces: Pieces, points: int) -> dict[str, list[float | int | None]]:
-    """At most ``points`` buckets, with the fields of the REST answer.
+def bucketed(pieces: Pieces, points: int) -> dict[str, NDArray[Any]]:
+    """At most ``points`` buckets, with the fields of the REST answer; NaN is what becomes null.
 
     As many pieces as points or fewer: one bucket each. More: buckets of equally many step numbers,
     so that a stretch without steps stays visible as buckets with count 0.
@@ -95,13 +95,13 @@ def bucketed(pieces: Pieces, points: int) -> dict[str, list[float | int | None]]
     # Rounding of the sum must not push a mean out of its bucket.
     mean = np.clip(mean, pieces.low, pieces.high, out=mean, where=counted)
     return {
-        "start_step": pieces.start.tolist(),
-        "end_step": pieces.end.tolist(),
-        "min": _or_null(pieces.low, counted),
-        "mean": _or_null(mean, counted),
-        "max": _or_null(pieces.high, counted),
-        "count": pieces.count.tolist(),
-        "nonfinite_count": pieces.nonfinite.astype(np.int64).tolist(),
+        "start_step": pieces.start,
+        "end_step": pieces.end,
+        "min": np.where(counted, pieces.low, np.nan),
+        "mean": mean,
+        "max": np.where(counted, pieces.high, np.nan),
+        "count": pieces.count,
+        "nonfinite_count": pieces.nonfinite.astype(np.int64),
     }
 
 
@@ -165,7 +165,3 @@ def _spread(values: NDArray[Any], used: Integers, number: int, empty: float) -> 
 
 def _columns(pieces: Pieces) -> tuple[NDArray[Any], ...]:
     return tuple(getattr(pieces, name) for name in Pieces.__slots__)
-
-
-def _or_null(values: Floats, counted: NDArray[np.bool_]) -> list[float | int | None]:
-    return [v if c else None for v, c in zip(values.tolist(), counted.tolist(), strict=True)]

@@ -22,6 +22,8 @@ from gradwatch_service.wiring import ServiceDep
 
 router = APIRouter(tags=["recommendation"])
 
+LARGEST = float(np.finfo(np.float32).max)  # what a stored norm can be
+
 Bound = Annotated[float | None, Query(description="Finite, above 0.")]
 
 
@@ -31,7 +33,7 @@ class Norms(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     policy: Literal["norm"] = "norm"
-    norms: list[Annotated[float, Field(ge=0)] | None] = Field(
+    norms: list[Annotated[float, Field(ge=0, le=LARGEST)] | None] = Field(
         max_length=100_000,
         description="Global gradient norms; null is a step that was not finite.",
     )
