@@ -55,16 +55,18 @@ def accept(
         return None
     if not isinstance(version, int) or isinstance(version, bool) or version < current.version:
         return None
-    bounded = min(max(float(target), minimum), maximum)
-    if bounded < current.threshold:
+    # Refused and not clamped: a target beyond the bounds says that they or the service are wrong.
+    if not minimum <= target <= maximum:
+        return None
+    target = float(target)
+    if target < current.threshold:
         # One message, one fall: only a newer one may lower the threshold further.
         if version == current.version:
             return None
-        threshold = max(bounded, MAX_FALL * current.threshold)
+        threshold = max(target, MAX_FALL * current.threshold)
     else:
-        threshold = min(
-            bounded, current.threshold * (1 + MAX_RISE_PER_STEP) ** min(max(0, steps), _MOST_STEPS)
-        )
+        rise = (1 + MAX_RISE_PER_STEP) ** min(max(0, steps), _MOST_STEPS)
+        threshold = min(target, current.threshold * rise)
     # The threshold in force may lie outside bounds that a resumed job has narrowed.
     threshold = min(max(threshold, minimum), maximum)
     if threshold == current.threshold and version == current.version:

@@ -44,11 +44,15 @@ def test_a_newer_recommendation_within_the_limits_is_taken_as_it_is() -> None:
         {"threshold": "0.9"},
         {"threshold": True},
         {"threshold": 10**400},
+        {"threshold": 0.099},
+        {"threshold": 10.1},
         {"policy": "value"},
         {"policy": None},
     ],
 )
-def test_what_is_stale_or_no_threshold_changes_nothing(changes: dict[str, Any]) -> None:
+def test_what_is_stale_out_of_bounds_or_no_threshold_changes_nothing(
+    changes: dict[str, Any],
+) -> None:
     assert decide(advised(**changes)) is None
     assert decide({}) is None
 
