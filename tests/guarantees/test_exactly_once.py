@@ -4,6 +4,7 @@ import math
 import random
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 import pytest
 from tests.client.reporting import samples
 from tests.client.reporting.samples import IDENTITY, manifest, sample
-from tests.conftest import Served, free_port, serve_process, serving
+from tests.conftest import Served, free_port, poll, serve_process, serving
 
 from gradwatch.reporting.backoff import Backoff
+from gradwatch.reporting.outbox import MAX_SAMPLES
 from gradwatch.reporting.reporter import Reporter
 from gradwatch.statistics import STATISTICS
 
@@ -160,3 +162,40 @@ def test_sync_without_a_service_leaves_everything_and_exits_1(tmp_path: Path) ->
     assert result.returncode == 1
     assert "2 deliveries are left" in " ".join(result.stderr.split())
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.gw")} == before
+
+
+def test_what_a_client_dropped_is_shown_in_the_summary_a_notice_and_a_metric(
+    served: Served, tmp_path: Path
+) -> None:
+    gate, entered = threading.Event(), threading.Event()
+    identity = replace(IDENTITY, run="dropping", session="dropping-1")
+    reporter = Reporter(samples.settings(served.base_url, tmp_path), identity, backoff=QUICK)
+    reporter.on_read(lambda *_: (entered.set(), gate.wait(10.0)))  # type: ignore[arg-type] # its value is ignored
+    reporter.register("default", replace(manifest(), session=identity.session), STATISTICS)
+    reporter.put(sample(0))
+    assert entered.wait(10.0)
+    for step in range(1, MAX_SAMPLES + 8):
+        reporter.put(sample(step))
+    gate.set()
+    assert reporter.close("completed", 20.0)
+    summary = served.http.get("/api/v1/runs/dropping").json()
+    assert summary["dropped"] == {"queue_full": 7}
+    assert summary["steps"] == MAX_SAMPLES + 1
+
+    def kinds() -> set[str]:
+        notices = served.http.get("/api/v1/runs/dropping/notices").json()["items"]
+        return {notice["kind"] for notice in notices}
+
+    poll(lambda: "reports_dropped" in kinds())
+    name = "gradwatch_client_dropped_reports_total"
+    line = poll(
+        lambda: next(
+            (
+                line
+                for line in served.http.get("/metrics").text.splitlines()
+                if line.startswith(name) and 'run="dropping"' in line and "queue_full" in line
+            ),
+            None,
+        )
+    )
+    assert float(line.split()[-1]) == 7.0
