@@ -1,5 +1,7 @@
 """Accelerate: before and after ``prepare``, accumulation and a skipped step."""
 
+import runpy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,3 +80,18 @@ def test_sharding_engines_are_refused_with_a_reason(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(type(accelerator), "distributed_type", accelerate.DistributedType[kind])
         with pytest.raises(gradwatch.errors.WatchError, match=kind):
             attach(accelerator, model, optimizer)
+
+
+def test_the_example_trains_and_is_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {
+        "STEPS": "6",
+        "GRADWATCH_MODE": "offline",
+        "GRADWATCH_DIR": "spool",
+    }.items():
+        monkeypatch.setenv(name, value)
+    example = Path(__file__).parents[3] / "examples" / "accelerate_loop.py"
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(example), run_name="__main__")
+    assert "gradwatch: steps: 6" in capsys.readouterr().out

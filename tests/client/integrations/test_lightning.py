@@ -1,6 +1,7 @@
 """Lightning: this step's raw gradient under every way of optimizing, and one clipping."""
 
 import logging
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +176,18 @@ def test_an_exception_in_training_closes_the_watch_as_failed(tmp_path: Path) -> 
         fit(module, tmp_path, callback)
     assert callback.watch is not None
     assert not callback.watch.health().clipping
+
+
+def test_the_example_trains_and_is_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {
+        "STEPS": "6",
+        "GRADWATCH_MODE": "offline",
+        "GRADWATCH_DIR": "spool",
+    }.items():
+        monkeypatch.setenv(name, value)
+    example = Path(__file__).parents[3] / "examples" / "lightning_loop.py"
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(example), run_name="__main__")
+    assert "gradwatch: steps: 6" in capsys.readouterr().out

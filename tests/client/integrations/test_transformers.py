@@ -1,6 +1,7 @@
 """Hugging Face Trainer: clipped exactly once, by us; without a policy bit for bit as before."""
 
 import logging
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,18 @@ def test_a_dead_run_is_stopped_and_the_spool_lies_under_the_output_directory(
     assert watch.should_stop
     assert 3 <= made.state.global_step < 400
     assert watch.health().clipping is False  # closed with the training
+
+
+def test_the_example_trains_and_is_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {
+        "STEPS": "6",
+        "GRADWATCH_MODE": "offline",
+        "GRADWATCH_DIR": "spool",
+    }.items():
+        monkeypatch.setenv(name, value)
+    example = Path(__file__).parents[3] / "examples" / "hf_trainer.py"
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(example), run_name="__main__")
+    assert "gradwatch: steps: 6" in capsys.readouterr().out
