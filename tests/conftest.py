@@ -92,9 +92,13 @@ def serving(directory: Path, **options: Any) -> Iterator[Served]:
 
 @contextlib.contextmanager
 def serve_process(
-    store: Path, *arguments: str, port: int | None = None, env: dict[str, str] | None = None
+    store: Path,
+    *arguments: str,
+    port: int | None = None,
+    env: dict[str, str] | None = None,
+    http: httpx.Client | None = None,
 ) -> Iterator[Process]:
-    """Run `gradwatch serve` on a store file until the block ends."""
+    """Run `gradwatch serve` on a store file until the block ends; ``http`` asks it, if given."""
     port = port or free_port()
     command = [sys.executable, "-m", "gradwatch_cli", "serve", "--port", str(port)]
     command += ["--store", f"sqlite:///{store}", *arguments]
@@ -106,14 +110,14 @@ def serve_process(
         env={**os.environ, **(env or {})},
     )
     base_url = f"http://127.0.0.1:{port}"
-    with httpx.Client(base_url=base_url, timeout=DEADLINE) as http:
+    with http or httpx.Client(base_url=base_url, timeout=DEADLINE) as asking:
         try:
-            poll(lambda: process.poll() is not None or ready(http))
+            poll(lambda: process.poll() is not None or ready(asking))
             if process.poll() is not None:
                 pytest.fail(
                     f"gradwatch serve left with {process.returncode}: {process.stdout.read()}"
                 )
-            yield Process(process, base_url, store, port, http)
+            yield Process(process, base_url, store, port, asking)
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)

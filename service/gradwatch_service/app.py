@@ -34,7 +34,6 @@ def create_app(settings: Settings, store: Store) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        root_path=settings.root_path,
         lifespan=_lifespan(service),
         generate_unique_id_function=_operation_id,
     )

@@ -99,6 +99,7 @@ def configure(app: FastAPI, settings: Settings) -> uvicorn.Config:
         http="httptools",
         ws="none",
         lifespan="on",
+        root_path=settings.root_path,
         # Lines of access logs carry no header, hence no token; they cost a third of a request.
         access_log=False,
         log_level="warning",

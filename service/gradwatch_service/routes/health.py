@@ -33,4 +33,8 @@ async def get_readiness(service: ServiceDep) -> dict[str, str]:
 @router.get("/api/v1/openapi.json", include_in_schema=False)
 async def get_openapi(request: Request, _: Reader) -> Response:
     """The interface, as OpenAPI."""
-    return Response(orjson.dumps(request.app.openapi()), media_type="application/json")
+    document = dict(request.app.openapi())
+    prefix = request.scope.get("root_path")
+    if prefix:
+        document["servers"] = [{"url": prefix}]
+    return Response(orjson.dumps(document), media_type="application/json")
