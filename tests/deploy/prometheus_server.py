@@ -14,7 +14,7 @@ class Prometheus:
     """Asks one server."""
 
     def __init__(self, address, log):
-        self.http = httpx.Client(base_url=address, timeout=20)
+        self.http = httpx.Client(base_url=address, timeout=60)
         self._log = log
 
     def ready(self):
@@ -53,11 +53,11 @@ class Prometheus:
 
 
 @contextlib.contextmanager
-def prometheus(folder, target=None, *, extra_jobs=(), flags=()):
-    """Run Prometheus with the shipped configuration, scraping ``target`` every second."""
+def prometheus(folder, target=None, *, extra_jobs=(), flags=(), seconds=1, rules=True):
+    """Run Prometheus with the shipped configuration, scraping ``target`` every so many seconds."""
     port = free_port()
     config = folder / "prometheus.yml"
-    config.write_text(yaml.safe_dump(_config(target, extra_jobs)))
+    config.write_text(yaml.safe_dump(_config(target, extra_jobs, seconds, rules)))
     log = folder / "prometheus.log"
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -83,15 +83,15 @@ def prometheus(folder, target=None, *, extra_jobs=(), flags=()):
             process.wait(20)
 
 
-def _config(target, extra_jobs):
+def _config(target, extra_jobs, seconds, rules):
     """What is shipped, but for the address, the interval and the missing Alertmanager."""
     config = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
     config["global"] |= {
-        "scrape_interval": "1s",
-        "scrape_timeout": "1s",
+        "scrape_interval": f"{seconds}s",
+        "scrape_timeout": f"{seconds}s",
         "evaluation_interval": "1s",
     }
-    config["rule_files"] = [str(path) for path in RULE_FILES]
+    config["rule_files"] = [str(path) for path in RULE_FILES if rules]
     del config["alerting"]
     (job,) = config["scrape_configs"]
     job["static_configs"] = [{"targets": [target] if target else []}]

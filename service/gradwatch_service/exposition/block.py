@@ -18,6 +18,7 @@ CORE_FAMILIES = len(RUN_SERIES)
 _LASTING = tuple(series.family.lasting for series in ALL_SERIES)
 # No label holds it: escaping takes it out.
 _SEPARATOR = "\0"
+_CUT = _SEPARATOR.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +39,23 @@ class Block:
     """One run's lines.
 
     Attributes:
-        families: Text by family, in the order of ``ALL_SERIES``.
+        families: UTF-8 by family, in the order of ``ALL_SERIES``.
         series: Lines in all of them.
         core_series: Lines in the run's own families.
         dropped: Series left out for the limit per run.
         template: For the next time.
     """
 
-    families: Sequence[str]
+    families: tuple[bytes, ...]
     series: int
     core_series: int
     dropped: int
     template: Template
+
+    @property
+    def core(self) -> tuple[bytes, ...]:
+        """The run's own families, with nothing in place of its groups."""
+        return self.families[:CORE_FAMILIES] + (b"",) * (len(ALL_SERIES) - CORE_FAMILIES)
 
 
 def write_block(facts: Facts, *, fresh: bool, max_series: int, template: Template | None) -> Block:
@@ -73,8 +79,8 @@ def write_block(facts: Facts, *, fresh: bool, max_series: int, template: Templat
         template = Template(key, _template(facts, values[:kept]))
     if missing:
         flat = [value for value in flat if value is not None]
-    families = (template.text % tuple(flat)).split(_SEPARATOR)
-    families += [""] * (len(ALL_SERIES) - len(families))
+    families = tuple((template.text % tuple(flat)).encode().split(_CUT))
+    families += (b"",) * (len(ALL_SERIES) - len(families))
     core_places = sum(lengths[:CORE_FAMILIES])
     core = core_places - sum(1 for i in missing if i < core_places)
     # Groups folded into one are series left out, too: as many for each as a group has here.
@@ -99,12 +105,13 @@ def _template(facts: Facts, values: Sequence[Sequence[Value]]) -> str:
     parts: list[str] = []
     for series, numbers in zip(ALL_SERIES, values, strict=False):
         name = series.family.name
-        lines: list[str] = []
         # The lasting families of a quiet run are written, the others have no values: no labels.
         pairs = series.labels(facts) if numbers else ()
-        for (suffix, extra), value in zip(pairs, numbers, strict=True):
-            if value is not None:
-                inside = f"{base},{extra}" if extra else base
-                lines.append(f"{name}{suffix}{{{inside}}} ".replace("%", "%%") + "%s\n")
-        parts.append("".join(lines))
+        lines = [
+            f"{name}{suffix}{{{base},{extra}}} \0\n" if extra else f"{name}{suffix}{{{base}}} \0\n"
+            for (suffix, extra), value in zip(pairs, numbers, strict=True)
+            if value is not None
+        ]
+        # A label may hold a percent sign, but no NUL: that marks the places.
+        parts.append("".join(lines).replace("%", "%%").replace("\0", "%s"))
     return _SEPARATOR.join(parts)

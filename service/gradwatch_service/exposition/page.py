@@ -3,11 +3,11 @@
 import time
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import Lock
 
 from gradwatch_service.analysis.run_state import RUN_STATES
-from gradwatch_service.exposition.block import ALL_SERIES, CORE_FAMILIES, Block, write_block
+from gradwatch_service.exposition.block import ALL_SERIES, Block, write_block
 from gradwatch_service.exposition.facts import facts_of
 from gradwatch_service.exposition.tags import TagLabels
 from gradwatch_service.exposition.text import header, labels, registry_text
@@ -21,7 +21,7 @@ _GZIP = 16 + zlib.MAX_WBITS
 # Writing holds the interpreter; every so many runs the others get a turn (a request to /healthz
 # waits for less than a millisecond of writing instead of for the whole page).
 _RUNS_PER_TURN = 4
-_HEADERS = tuple(header(s.family.name, s.family.kind, s.family.text) for s in ALL_SERIES)
+_HEADERS = tuple(header(s.family.name, s.family.kind, s.family.text).encode() for s in ALL_SERIES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,32 +40,19 @@ class Limits:
     value_seconds: float = 300.0
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Page:
-    """One page.
+    """The runs' part of a page.
 
     Attributes:
         parts: Its text, UTF-8, in order.
-        series: Series of runs on it.
+        series: Series on it.
         dropped: Series left out, by the limit that left them out.
-        zipped: The same compressed, once somebody asked for it.
     """
 
     parts: Sequence[bytes]
-    series: int = 0
-    dropped: Mapping[str, int] = field(default_factory=dict)
-    zipped: bytes | None = None
-
-    def body(self, *, compressed: bool) -> bytes:
-        """The page as it travels."""
-        if not compressed:
-            return b"".join(self.parts)
-        if self.zipped is None:
-            # Level 1: level 9 costs ten times the time for a sixth less.
-            squeeze = zlib.compressobj(1, zlib.DEFLATED, _GZIP)
-            chunks = [squeeze.compress(part) for part in self.parts]
-            self.zipped = b"".join([*chunks, squeeze.flush()])
-        return self.zipped
+    series: int
+    dropped: Mapping[str, int]
 
 
 @dataclass(slots=True)
@@ -111,10 +98,11 @@ class Exposition:
         with self._lock:
             begun = time.perf_counter()
             page = self._write(project)
+            parts = page.parts
             if project is None:
                 self._count(page)
-                page.parts = [*page.parts, registry_text(self._instruments.registry).encode()]
-            body = page.body(compressed=compressed)
+                parts = [*parts, registry_text(self._instruments.registry).encode()]
+            body = _zipped(parts) if compressed else b"".join(parts)
             self._instruments.exposition_duration.set(time.perf_counter() - begun)
             return body
 
@@ -127,8 +115,8 @@ class Exposition:
         now = self._live.clock()
         runs = self._live.runs(now, project)
         states = dict.fromkeys(RUN_STATES, 0)
-        families: list[list[str]] = [[] for _ in ALL_SERIES]
-        room, series, left_out, over_run = self._limits.series, 0, 0, 0
+        shown: list[tuple[bytes, ...]] = []
+        series, left_out, over_run = 0, 0, 0
         for turn, run in enumerate(runs):
             if turn % _RUNS_PER_TURN == 0:
                 time.sleep(0)
@@ -137,22 +125,19 @@ class Exposition:
             block = self._block(run, now, state)
             over_run += block.dropped
             # Newest report first: what is left out is what has been quiet for longest.
-            if series + block.series <= room:
-                shown, number = len(families), block.series
-            elif series + block.core_series <= room:
-                shown, number = CORE_FAMILIES, block.core_series
+            room = self._limits.series - series
+            if block.series <= room:
+                shown.append(block.families)
+                series += block.series
+            elif block.core_series <= room:
+                shown.append(block.core)
+                series += block.core_series
+                left_out += block.series - block.core_series
             else:
-                shown, number = 0, 0
-            series += number
-            left_out += block.series - number
-            for lines, text in zip(families[:shown], block.families, strict=False):
-                lines.append(text)
+                left_out += block.series
         self._forget_all_but(runs, project)
-        return Page(
-            [*_parts(families), _runs_by_state(states)],
-            series,
-            {"run": over_run, "scrape": left_out},
-        )
+        dropped = {"run": over_run, "scrape": left_out}
+        return Page([*_parts(shown), _runs_by_state(states)], series, dropped)
 
     def _block(self, run: LiveRun, now: float, state: str) -> Block:
         fresh = now - run.active_at <= self._limits.value_seconds
@@ -177,13 +162,22 @@ class Exposition:
             self._kept = {key: kept for key, kept in self._kept.items() if key in live}
 
 
-def _parts(families: Sequence[Sequence[str]]) -> list[bytes]:
+def _parts(runs: Sequence[tuple[bytes, ...]]) -> list[bytes]:
+    """One part per family that any run has, all of its lines together as the format demands."""
     parts: list[bytes] = []
-    for head, lines in zip(_HEADERS, families, strict=True):
-        if any(lines):
-            parts.append("".join([head, *lines]).encode())
-            time.sleep(0)
+    for head, lines in zip(_HEADERS, zip(*runs, strict=True), strict=False):
+        text = b"".join(lines)
+        if text:
+            parts += [head, text]
+        time.sleep(0)
     return parts
+
+
+def _zipped(parts: Sequence[bytes]) -> bytes:
+    # Level 1: level 9 costs ten times the time for a sixth less.
+    squeeze = zlib.compressobj(1, zlib.DEFLATED, _GZIP)
+    chunks = [squeeze.compress(part) for part in parts]
+    return b"".join([*chunks, squeeze.flush()])
 
 
 def _runs_by_state(states: Mapping[str, int]) -> bytes:

@@ -7,6 +7,7 @@ value may be any Unicode text with ``\``, ``"`` and line feed escaped.
 import hashlib
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 
 from prometheus_client import CollectorRegistry
 
@@ -19,6 +20,7 @@ _HASH_CHARACTERS = 8
 _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
 
+@lru_cache(maxsize=16_384)
 def escape(value: str) -> str:
     """The label value as it stands between the quotes: no value can end its line or its quotes.
 
