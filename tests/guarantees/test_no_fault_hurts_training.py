@@ -6,6 +6,7 @@ well again every step is stored exactly once or counted as dropped.
 """
 
 import socket
+import ssl
 import threading
 import time
 from collections import Counter
@@ -25,6 +26,7 @@ from gradwatch.reporting.replay import find_spools, replay
 from gradwatch.reporting.transport import HttpTransport
 
 STEPS = 60
+TLS = Path(__file__).parents[1] / "client" / "reporting" / "tls"
 CLOSE_SECONDS = 1.0
 CLIP = gradwatch.clip.chain(gradwatch.clip.value(0.05), gradwatch.clip.norm(0.1))
 
@@ -105,6 +107,9 @@ LOSES_NOTHING = {
     "500": always(500),
     "every other 500": faults.every_other(always(500)),
     "503 with a clock a day ahead": faults.a_day_off,
+    "502 from a proxy": sends(spell(502, b"<html>Bad gateway</html>"), stay=True),
+    "408": on_reports(always(408)),
+    "410": on_reports(always(410)),
     "429 in seconds": always(429, Retry_After="1"),
     "429 for a year": on_reports(always(429, Retry_After="31536000")),
     "429 until a date": always(429, Retry_After="Wed, 21 Oct 2099 07:28:00 GMT"),
@@ -191,15 +196,25 @@ def test_no_service_at_all(expected: Tensor, tmp_path: Path, server: FaultServer
     assert server.steps() == Counter(range(STEPS))
 
 
+@pytest.fixture(scope="module")
+def untrusted() -> Iterator[FaultServer]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(TLS / "certificate.pem", TLS / "key.pem")
+    made = FaultServer(tls=context)
+    yield made
+    made.close()
+
+
 @pytest.mark.parametrize(
     "url",
-    ["http://no-such-host.invalid:8642", "https://127.0.0.1:{port}"],
-    ids=["a name that does not resolve", "TLS towards a plain server"],
+    ["http://no-such-host.invalid:8642", "https://127.0.0.1:{plain}", "https://127.0.0.1:{tls}"],
+    ids=["a name that does not resolve", "TLS towards a plain server", "an unknown certificate"],
 )
 def test_an_address_that_cannot_work(
-    url: str, expected: Tensor, tmp_path: Path, server: FaultServer
+    url: str, expected: Tensor, tmp_path: Path, server: FaultServer, untrusted: FaultServer
 ) -> None:
-    trained = train(url.format(port=server.port))
+    trained = train(url.format(plain=server.port, tls=untrusted.port))
+    assert untrusted.requests == []
     assert torch.equal(trained.weights, expected)
     assert trained.closing_seconds < CLOSE_SECONDS + 1.0
     sync(tmp_path / "spool", server.url)
