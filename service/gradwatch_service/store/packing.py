@@ -9,6 +9,7 @@ that exponents and high bytes repeat. Layout, little endian::
 
 from __future__ import annotations
 
+import math
 import struct
 import threading
 from collections.abc import Callable, Mapping
@@ -112,7 +113,7 @@ def _rises_evenly(flat: Array) -> bool:
 
 def _load(data: memoryview, dtype: str, mode: int, shape: tuple[int, ...]) -> Array:
     kind = np.dtype(dtype)
-    size = int(np.prod(shape, dtype=np.int64))
+    size = math.prod(shape)
     if mode == RAW:
         return np.frombuffer(data, kind).reshape(shape)
     if mode == CONSTANT:

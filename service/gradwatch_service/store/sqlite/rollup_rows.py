@@ -12,7 +12,7 @@ from gradwatch_service.store.sqlite.registering import load_manifest
 __all__ = ["RUN", "TENSORS", "add_rollup", "pieces_between", "remove_span"]
 
 RUN, TENSORS = -1, -2
-FANOUT, TOP_LEVEL = 16, 4
+FANOUT, TOP_LEVEL = 8, 6
 Place = tuple[int, int]  # row ids of the run and of the stream
 Span = tuple[int, int]  # first and last step
 
