@@ -12,7 +12,7 @@ from typing import Final
 
 from gradwatch_service.detectors.window import Window
 
-__all__ = ["ExplodingState", "Spike", "Witness", "find_exploding"]
+__all__ = ["ExplodingState", "Spike", "Witness", "find_exploding", "is_high"]
 
 WINDOW: Final = 64
 FEWEST: Final = 12  # steps before anything is judged
@@ -30,10 +30,12 @@ AFTERMATH: Final = 100  # steps after the last evidence
 AFTERMATH_FACTOR: Final = 1.3
 LASTING: Final = 3.5
 LASTING_OVER: Final = math.log(2.5)
-REPEATED: Final = 6.0
+SAME_DIRECTION: Final = 4.5  # robust sigmas of the cosine, three steps in a row
+REPEATED: Final = 6.0  # the same where neither norm nor loss rises
 SHAPE: Final = 0.4
 JUMP: Final = 2.0  # learning rate against the highest of its last 16
 JUMP_STEPS: Final = 64
+RATES_KEPT: Final = 16
 SETTLED: Final = 32  # steps after which a new steady level is the usual one
 
 
@@ -77,8 +79,8 @@ class ExplodingState:
     norms: Window = field(default_factory=lambda: Window(WINDOW))
     losses: Window = field(default_factory=lambda: Window(WINDOW))
     cosines: Window = field(default_factory=lambda: Window(WINDOW))
-    rates: Window = field(default_factory=lambda: Window(16))
-    raw: Window = field(default_factory=lambda: Window(SETTLED))
+    rates: list[float] = field(default_factory=list)  # the last 16
+    raw: list[float] = field(default_factory=list)  # ln of the last 32 norms as they were
     recent: list[list[float]] = field(default_factory=list)  # step, norm, loss, cosine sigmas
     peaks: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # norm, both, lasting
     rising: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # of this excursion
@@ -130,6 +132,11 @@ def find_exploding(state: ExplodingState, x: Witness) -> Spike | None:
     return spike
 
 
+def is_high(state: ExplodingState, log_norm: float) -> bool:
+    """Whether a norm is so far up that the shape of its growth matters."""
+    return len(state.norms) >= FEWEST and log_norm - state.norms.median >= LASTING_OVER
+
+
 def _sigmas(state: ExplodingState, x: Witness) -> tuple[float, float, float]:
     wide = 1 + SMALL_SAMPLE / len(state.norms)
     norm = (x.log_norm - state.norms.median) / (max(SPREAD_FLOOR, state.norms.spread()) * wide)
@@ -149,14 +156,17 @@ def _remember_peak(state: ExplodingState, norm: float, loss: float) -> None:
 
     Counting it earlier would raise the limit in front of a ramp, step by step.
     """
-    both = min(norm, loss) if math.isfinite(loss) else 0.0
-    state.rising = [
-        max(*pair) for pair in zip(state.rising, [norm, both, _lasting(state)], strict=True)
-    ]
-    state.peaks = [peak * PEAK_KEPT for peak in state.peaks]
+    a, b, c = state.peaks
     if norm < 1:
-        state.peaks = [max(*pair) for pair in zip(state.peaks, state.rising, strict=True)]
-        state.rising = [0.0, 0.0, 0.0]
+        x, y, z = state.rising
+        state.peaks = [max(a * PEAK_KEPT, x), max(b * PEAK_KEPT, y), max(c * PEAK_KEPT, z)]
+        if x or y or z:
+            state.rising = [0.0, 0.0, 0.0]
+        return
+    state.peaks = [a * PEAK_KEPT, b * PEAK_KEPT, c * PEAK_KEPT]
+    x, y, z = state.rising
+    both = min(norm, loss) if math.isfinite(loss) else 0.0
+    state.rising = [max(x, norm), max(y, both), max(z, _lasting(state))]
 
 
 def _lasting(state: ExplodingState) -> float:
@@ -166,6 +176,8 @@ def _lasting(state: ExplodingState) -> float:
 
 def _judge(state: ExplodingState, x: Witness, norm: float, loss: float) -> Spike | None:
     over = x.log_norm - state.norms.median
+    if _is_innocent(state, norm, cosine=state.recent[-1][3]):
+        return None
     both = min(norm, loss) if math.isfinite(loss) else 0.0
     # Instability comes in clusters, and the first of a cluster has been told.
     calm = 1.0 if state.quiet >= AFTERMATH else AFTERMATH_FACTOR
@@ -212,6 +224,17 @@ def _fisher(cosine: float) -> float:
     return math.atanh(max(-0.999, min(0.999, cosine)))
 
 
+def _is_innocent(state: ExplodingState, norm: float, *, cosine: float) -> bool:
+    """Whether no rule can reach its limit: each asks for at least this much of norm or cosine.
+
+    Only a jump of the learning rate lets the loss alone decide.
+    """
+    if state.jump_age <= JUMP_STEPS:
+        return False
+    least = LASTING if state.quiet >= QUIET else 2.0
+    return norm < least and not cosine >= SAME_DIRECTION
+
+
 def _same_direction(state: ExplodingState, x: Witness) -> float:
     """Score of gradients that suddenly agree with one another while norm or loss rises."""
     last = state.recent[-3:]
@@ -221,7 +244,7 @@ def _same_direction(state: ExplodingState, x: Witness) -> float:
     least = min(entry[3] for entry in last)
     grows = max(*(entry[1] for entry in last), max(entry[2] for entry in last) / 3)
     if rise >= 0.25 and grows >= 1.0:
-        return least / 4.5
+        return least / SAME_DIRECTION
     return least / REPEATED if rise >= 0.5 else 0.0
 
 
@@ -241,19 +264,18 @@ def _follow_rate(state: ExplodingState, x: Witness) -> None:
         return
     if len(state.rates) >= 4:
         # A jump may take a few steps, but a warm-up must not look like one.
-        full = len(state.rates) == state.rates.size
-        base = max(state.rates.values[:-3] if full else state.rates.values)
+        base = max(state.rates[:-3] if len(state.rates) == RATES_KEPT else state.rates)
         if x.rate > JUMP * base > 0 and x.rate > JUMP * state.jump_base:
             state.jump_age, state.jump_ratio = 0, x.rate / base
             state.jump_step, state.jump_base = x.step, x.rate
     if state.jump_base and x.rate < 0.7 * state.jump_base:
         state.jump_base = 0.0
         state.jump_age = max(state.jump_age, JUMP_STEPS - 2 * QUIET)
-    state.rates.push(x.rate)
+    state.rates = [*state.rates[1 - RATES_KEPT :], x.rate]
 
 
 def _accept(state: ExplodingState, x: Witness, *, flagged: bool) -> None:
-    state.raw.push(x.log_norm)
+    state.raw = [*state.raw[1 - SETTLED :], x.log_norm]
     ready = len(state.norms) >= FEWEST
     value = x.log_norm
     if flagged and ready:
@@ -276,8 +298,9 @@ def _accept(state: ExplodingState, x: Witness, *, flagged: bool) -> None:
 
 def _settle(state: ExplodingState) -> None:
     """Take a level that has lasted and is steady for the usual one: a genuine shift."""
-    if state.flagged >= SETTLED and state.raw.spread() < 2 * max(
-        SPREAD_FLOOR, state.norms.spread()
-    ):
-        state.norms = Window(WINDOW, state.raw.values)
+    if state.flagged < SETTLED:
+        return
+    newest = Window(WINDOW, state.raw)
+    if newest.spread() < 2 * max(SPREAD_FLOOR, state.norms.spread()):
+        state.norms = newest
         state.flagged = 0

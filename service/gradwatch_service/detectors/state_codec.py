@@ -44,7 +44,7 @@ def _flat(state: Any, prefix: str) -> dict[str, Any]:
         if is_dataclass(value):
             values |= _flat(value, name + ".")
         elif isinstance(value, Window):
-            values[name] = np.array(value.values, np.float64)
+            values[name] = np.array(value.dump(), np.float64)
         elif isinstance(value, list):
             values[name] = np.array(value, np.float64)
         else:
@@ -58,7 +58,7 @@ def _fill(state: Any, prefix: str, values: dict[str, Any]) -> None:
         if is_dataclass(old):
             _fill(old, name + ".", values)
         elif isinstance(old, Window):
-            setattr(state, entry.name, Window(old.size, values[name].tolist()))
+            setattr(state, entry.name, Window.load(old.size, values[name].tolist()))
         elif isinstance(old, list):
             setattr(state, entry.name, values[name].tolist())
         else:

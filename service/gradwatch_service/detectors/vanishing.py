@@ -9,9 +9,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch_service.detectors.levels import TensorLevels
+from gradwatch_service.detectors.levels import GAIN, LARGEST_RISE, TensorLevels
 
-__all__ = ["Loss", "VanishingState", "find_vanishing"]
+__all__ = ["Loss", "VanishingState", "find_vanishing", "follow_calm", "is_calm"]
 
 ALIVE_STEPS: Final = 8  # steps with a gradient before a tensor can be said to have lost it
 ZERO_STEPS: Final = 2
@@ -119,6 +119,34 @@ def find_vanishing(
         found.append(fading)
     levels.accept(logs, live)
     return found
+
+
+def is_calm(state: VanishingState, logs: Floats, live: Flags) -> bool:
+    """Whether no step of a block can lose a gradient, so that the levels alone need following.
+
+    Sound: levels rise by at most GAIN x LARGEST_RISE per step, so the distance of every tensor at
+    every step is at least its distance from the level before the block, less that rise.
+
+    Args:
+        state: Before the block; not changed.
+        logs: [n, T] ln of the tensor norms.
+        live: [n, T] the tensor had a gradient that was not zero.
+    """
+    levels = state.levels
+    if not logs.size or state.seen < DEPTH_LAST or len(levels.level) != logs.shape[1]:
+        return False
+    if not live.all():
+        return False
+    if state.low.any() or state.zeros.any() or not levels.settled():
+        return False
+    rise = len(logs) * GAIN * LARGEST_RISE
+    return bool((logs - levels.level).min() - rise > LOW)
+
+
+def follow_calm(state: VanishingState, logs: Floats) -> None:
+    """Take in one step of a calm block: the same as :func:`find_vanishing`, which finds nothing."""
+    state.seen += 1
+    state.levels.follow(logs)
 
 
 def _count_zeros(state: VanishingState, zero: Flags, present: Flags) -> None:

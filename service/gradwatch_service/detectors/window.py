@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from math import inf
 from typing import Final
 
 __all__ = ["Window"]
 
+SPREAD_STEPS: Final = 8
 MAD_TO_SIGMA: Final = 1.4826  # makes the median absolute deviation estimate a normal's sigma
 
 
@@ -23,12 +25,14 @@ class Window:
         [2.0, 9.0, 3.0]
     """
 
-    __slots__ = ("_sorted", "size", "values")
+    __slots__ = ("_age", "_sorted", "_spread", "size", "values")
 
     def __init__(self, size: int, values: Sequence[float] = ()) -> None:
         self.size = size
         self.values = list(values)
         self._sorted = sorted(values)
+        self._spread = 0.0
+        self._age = SPREAD_STEPS  # values since the spread was taken; this many make it stale
 
     def __len__(self) -> int:
         """Return the number of values kept."""
@@ -39,7 +43,19 @@ class Window:
         twin = Window(self.size)
         twin.values = self.values.copy()
         twin._sorted = self._sorted.copy()
+        twin._spread, twin._age = self._spread, self._age
         return twin
+
+    def dump(self) -> list[float]:
+        """Numbers that :meth:`load` restores exactly."""
+        return [self._spread, float(self._age), *self.values]
+
+    @classmethod
+    def load(cls, size: int, data: Sequence[float]) -> Window:
+        """Read what :meth:`dump` wrote."""
+        window = cls(size, data[2:])
+        window._spread, window._age = data[0], int(data[1])
+        return window
 
     def push(self, value: float) -> None:
         """Accept a finite value; the oldest leaves once ``size`` are kept."""
@@ -48,6 +64,7 @@ class Window:
             del self._sorted[bisect_left(self._sorted, old)]
         self.values.append(value)
         insort(self._sorted, value)
+        self._age += 1
 
     @property
     def median(self) -> float:
@@ -61,9 +78,29 @@ class Window:
         return self._sorted[round(share * (len(self._sorted) - 1))]
 
     def spread(self) -> float:
-        """Robust standard deviation: 1.4826 times the median distance from the median."""
-        middle = self.median
-        distances = sorted(abs(value - middle) for value in self._sorted)
-        half, count = len(distances) // 2, len(distances)
-        mad = distances[half] if count % 2 else 0.5 * (distances[half - 1] + distances[half])
-        return MAD_TO_SIGMA * mad
+        """Robust standard deviation: 1.4826 times the median distance from the median.
+
+        Taken anew after every eighth value: it moves slowly, and it is what costs time.
+        """
+        if self._age < SPREAD_STEPS:
+            return self._spread
+        mad = _median_distance(self._sorted, self.median)
+        self._spread, self._age = MAD_TO_SIGMA * mad, 0
+        return self._spread
+
+
+def _median_distance(ordered: list[float], middle: float) -> float:
+    """Median of the distances from ``middle``, walking outwards from it: no sorting."""
+    count = len(ordered)
+    right = bisect_left(ordered, middle)
+    left = right - 1
+    before = last = 0.0
+    for _ in range(count // 2 + 1):
+        before = last
+        below = middle - ordered[left] if left >= 0 else inf
+        above = ordered[right] - middle if right < count else inf
+        if below <= above:
+            last, left = below, left - 1
+        else:
+            last, right = above, right + 1
+    return last if count % 2 else 0.5 * (before + last)
