@@ -9,8 +9,8 @@ from gradwatch.query import QueryError as QueryError
 from gradwatch.query import recommendation as recommendation
 from gradwatch.statistics import GradStats as GradStats
 from gradwatch.version import __version__ as __version__
+from gradwatch.watching.health import Health as Health
 from gradwatch.watching.start import watch as watch
-from gradwatch.watching.watch import Health as Health
 from gradwatch.watching.watch import Watch as Watch
 
 __all__ = [

@@ -12,46 +12,19 @@ from gradwatch import shutdown
 from gradwatch.console import LogOnce
 from gradwatch.errors import PolicyError
 from gradwatch.identity import Identity
-from gradwatch.reporting.reporter import Health as Delivery
 from gradwatch.scalars import accept
 from gradwatch.settings import Settings
 from gradwatch.statistics import GradStats
 from gradwatch.watching.amp import ScalerHook, scaler_around
+from gradwatch.watching.health import Health
 from gradwatch.watching.hooks import unwrap_optimizer
 from gradwatch.watching.outlet import Outlet
 from gradwatch.watching.summary import Latest, Summary
 from gradwatch.watching.tracked import Tracked
 
-__all__ = ["Health", "Status", "Watch"]
+__all__ = ["Status", "Watch"]
 
 Status = Literal["completed", "failed", "interrupted"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Health:
-    """How a Watch is doing.
-
-    Attributes:
-        mode: ``online``, ``offline`` or ``disabled``.
-        clipping: False after an error in clipping, and after ``close()`` or ``detach()``.
-        reporting: False after an error in reporting, on ranks that do not report, when disabled.
-        errors: Errors caught in the hook since the start.
-        steps: Optimizer steps seen, by optimizer.
-        kernel: Kernel in use, by optimizer.
-        kernel_fallback: Why it is not the preferred one, by optimizer; empty when it is.
-        rejected_scalars: Values given to ``log()`` that were no numbers or came too late.
-        delivery: What the reporter says: state, sent, pending, dropped by reason. None without one.
-    """
-
-    mode: str
-    clipping: bool
-    reporting: bool
-    errors: int
-    steps: Mapping[str, int]
-    kernel: Mapping[str, str]
-    kernel_fallback: Mapping[str, str]
-    rejected_scalars: int
-    delivery: Delivery | None
 
 
 @dataclass(slots=True, eq=False, kw_only=True, weakref_slot=True)
