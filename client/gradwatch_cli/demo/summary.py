@@ -1,6 +1,8 @@
 """What the demo says at its end: the curves, and what the service saw."""
 
 import math
+import textwrap
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +10,13 @@ from gradwatch_cli.demo.chart import draw
 from gradwatch_cli.demo.service import DemoService
 from gradwatch_cli.demo.training import Outcome
 from gradwatch_cli.demo.troubles import Troubles
+from gradwatch_cli.errors import CommandError
 
 __all__ = ["Summary", "collect"]
 
 CLIPPED, UNCLIPPED = "o", "x"
+WIDTH = 100  # columns
+ANALYSIS_SECONDS = 60.0  # far more than it takes; a machine may be busy with other things
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,11 @@ class Summary:
     incidents: dict[str, list[dict[str, Any]]]
     recommendations: dict[str, dict[str, Any]]
     clipped_steps: float | None
+
+    @property
+    def clipped_run(self) -> str:
+        """The run that gradwatch clips."""
+        return next(o.run for o in self.outcomes if o.clipped)
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain data; a number that is not finite is null."""
@@ -96,14 +106,10 @@ class Summary:
             lines += ["", f"Incidents in {run}" if incidents else f"No incident in {run}"]
             for incident in sorted(incidents, key=lambda item: item["opened_step"]):
                 where = f", first in {incident['first_tensor']}" if incident["first_tensor"] else ""
-                lines.append(
-                    f"  step {incident['opened_step']:>4}  {incident['kind']} ({incident['severity']}){where}"
-                )
-                lines += [
-                    f"             {word}: {incident[key]}"
-                    for word, key in (("seen", "verdict"), ("why", "why"), ("next", "next"))
-                    if incident.get(key)
-                ]
+                what = f"{incident['kind']} ({incident['severity']}){where}"
+                lines.append(f"  step {incident['opened_step']:>4}  {what}")
+                # The run that nobody clips is there to compare with: one line for each.
+                lines += _explained(incident) if run == self.clipped_run else []
         return lines
 
     def _threshold_lines(self) -> list[str]:
@@ -114,14 +120,15 @@ class Summary:
                 lines.append(f"  {policy:<6} none yet ({', '.join(answer['reasons'])})")
                 continue
             between = f" [{interval[0]:.3g}, {interval[1]:.3g}]" if interval else ""
-            lines.append(f"  {policy:<6} {threshold:.3g}{between}  {answer['status']}")
-            lines.append(f"         {answer['reason']}")
+            use = f"gradwatch.clip.{policy}({threshold:.3g})"
+            lines.append(f"  {policy:<6} {threshold:.3g}{between}  {answer['status']}: {use}")
+            lines += _wrapped("         ", answer["reason"])
         if self.clipped_steps is not None:
             lines.append(f"  gradwatch clipped {self.clipped_steps:.0%} of the steps of this run")
         return lines
 
     def _addresses(self) -> list[str]:
-        run = next(o.run for o in self.outcomes if o.clipped)
+        run = self.clipped_run
         return [
             "Look closer",
             f"  page             {self.url}/",
@@ -132,7 +139,9 @@ class Summary:
 
 
 def collect(service: DemoService, outcomes: list[Outcome], troubles: Troubles) -> Summary:
-    """Ask the service what it saw of the runs that have ended."""
+    """Ask the service what it saw of the runs that have ended, once it has looked at all of it."""
+    for outcome in outcomes:
+        _wait_until_analysed(service, outcome)
     run = next(o.run for o in outcomes if o.clipped)
     recommendations = {
         policy: service.get(f"/runs/{run}/recommendation?policy={policy}")
@@ -144,6 +153,27 @@ def collect(service: DemoService, outcomes: list[Outcome], troubles: Troubles) -
     return Summary(
         service.url, troubles, outcomes, incidents, recommendations, _clipped_steps(service, run)
     )
+
+
+def _wait_until_analysed(service: DemoService, outcome: Outcome) -> None:
+    deadline = time.monotonic() + ANALYSIS_SECONDS
+    last = len(outcome.losses) - 1
+    while service.get(f"/runs/{outcome.run}")["analysed_step"] != last:
+        if time.monotonic() > deadline:
+            raise CommandError(f"the service did not finish its analysis of {outcome.run}")
+        time.sleep(0.1)
+
+
+def _explained(incident: dict[str, Any]) -> list[str]:
+    lines = []
+    for word, key in (("seen", "verdict"), ("why", "why"), ("next", "next")):
+        if incident.get(key):
+            lines += _wrapped(f"             {word + ':':<5} ", incident[key])
+    return lines
+
+
+def _wrapped(start: str, text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=" " * len(start))
 
 
 def _clipped_steps(service: DemoService, run: str) -> float | None:

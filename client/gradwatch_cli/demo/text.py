@@ -40,7 +40,9 @@ def read_text(folder: Path | None = None, *, largest: int = LARGEST) -> Text:
         FileNotFoundError: The folder holds too little Python source to train on.
     """
     folder = folder or Path(sysconfig.get_path("stdlib"))
-    train, held_out, size, files = [], [], 0, 0
+    train: list[str] = []
+    held_out: list[str] = []
+    size = files = 0
     for path in sorted(folder.glob("*.py")):
         source = path.read_text(encoding="utf-8", errors="replace")
         (train if files % HELD_OUT_EVERY else held_out).append(source)

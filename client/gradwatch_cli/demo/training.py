@@ -80,7 +80,7 @@ class Learner:
             group["lr"] = rate
         self.optimizer.zero_grad()
         loss = self.model.loss(*batch, weights)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
         self.optimizer.step()
         self.watch.log(loss=loss.detach())
         self.losses.append(loss.detach())
