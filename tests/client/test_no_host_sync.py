@@ -32,7 +32,13 @@ def gradients(count, device):
 def test_no_policy_reads_a_value_back_to_the_host(policy, nonfinite):
     # Meta tensors have shapes but no values: reading one raises.
     grads, weights = gradients(3, "meta"), gradients(3, "meta")
-    clipper = gradwatch.Clipper(policy, ["a1", "a2", "b"], nonfinite=nonfinite)
+    clipper = gradwatch.Clipper(
+        policy,
+        ["a1", "a2", "b"],
+        nonfinite=nonfinite,
+        optional=["cosine_previous", "weight_norm", "update_norm"],
+        histogram_every=1,
+    )
     clipper.clip_(grads, weights)  # the first step makes thresholds out of the policy's numbers
 
     with no_host_sync():

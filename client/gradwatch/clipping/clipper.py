@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradwatch.clipping.buffer import Buffer
 from gradwatch.clipping.execution import NONFINITE, Execution
+from gradwatch.clipping.extras import Extras, Wanted
 from gradwatch.clipping.gradients import Prepared, prepare
 from gradwatch.clipping.held import Held
 from gradwatch.clipping.passes import plan
@@ -40,6 +41,11 @@ class Clipper:
         nonfinite: ``keep`` leaves NaN and holds infinities at a limit, ``zero`` sets both to zero
             before clipping, ``skip`` empties all gradients of a step that has any.
         kernel: ``auto``, ``reference``, ``cpu`` or ``cuda``.
+        optional: Further statistics: ``cosine_previous``, ``cosine_momentum``, ``weight_norm``,
+            ``update_norm``, from samples of large tensors; see :mod:`gradwatch.clipping.extras`.
+        optional_every: Steps between them.
+        histogram_every: Steps between histograms of magnitudes; 0 takes none.
+        histogram_exact: Look at every element instead of an eighth of them.
         reduce: Joins norms over ranks for norm policies on shards: takes this rank's [T] sums (or
             maxima) and "sum" (or "max"), returns those of the whole tensors.
 
@@ -62,6 +68,10 @@ class Clipper:
         *,
         nonfinite: str = "keep",
         kernel: str = "auto",
+        optional: Sequence[str] = (),
+        optional_every: int = 1,
+        histogram_every: int = 0,
+        histogram_exact: bool = False,
         reduce: Reduce | None = None,
     ) -> None:
         if nonfinite not in NONFINITE:
@@ -74,6 +84,9 @@ class Clipper:
         self._asked = kernel
         self._used: dict[torch.device, Kernel] = {}
         self._reduce = reduce
+        slices = 1 if histogram_exact else 8
+        wanted = Wanted(tuple(optional), optional_every, histogram_every, slices)
+        self._optional, self._extras = wanted.optional, Extras(wanted)
         self._passes = plan(self.policy, self.names)
         self._bound: tuple[torch.device, int] | None = None
         self._shape: Shape | None = None
@@ -96,13 +109,15 @@ class Clipper:
         grads: Sequence[Tensor | None],
         parameters: Sequence[Tensor | None] | None = None,
         step: int | None = None,
+        momenta: Sequence[Tensor | None] | None = None,
     ) -> GradStats:
         """Clip the gradients in place and return what they were like. Reads nothing back.
 
         Args:
             grads: One gradient or None per tensor, in the order of ``names``.
-            parameters: Their parameters; agc needs them.
+            parameters: Their parameters; agc and norms of weights and updates need them.
             step: Number of this step; counts on from the last one when left out.
+            momenta: The optimizer's momentum buffers, for ``cosine_momentum``.
 
         Raises:
             GradientError: A gradient that cannot be clipped in place; nothing was changed.
@@ -113,13 +128,14 @@ class Clipper:
         device = prepared.devices[0] if prepared.devices else torch.device("cpu")
         count = len(prepared.numel)
         self._bind(device, count)
-        buffer = Buffer(self._passes, count, device)
+        buffer = Buffer(self._passes, count, device, self._optional)
         shape = self._shape_on(device, prepared)
         held = Held(buffer.rows, shape.dtypes)
         execution = Execution(prepared, self._kernel_for, buffer.rows, held)
         now = Situation(prepared.gradients, parameters, buffer.rows, shape.numel, self._reduce)
+        extra = self._extras.measure(step, execution.groups, shape.numel, parameters, momenta)
         execution.run_(self._passes, now, step, self.nonfinite)
-        stats = buffer.finish(step, execution.skipped, self.names)
+        stats = buffer.finish(step, execution.skipped, self.names, extra)
         for stage in self._stages():
             if stage.is_active(step):
                 stage.update(now)

@@ -39,7 +39,7 @@ class Execution:
         self._rows = rows
         self._held = held
         self._may_hold = False  # whether a limit has run, which may have made infinities finite
-        self._groups = [(kernel_for(d), d, grads) for d, grads in prepared.by_device()]
+        self.groups = [(kernel_for(d), d, grads) for d, grads in prepared.by_device()]
         self.skipped: Tensor | None = None
 
     def run_(self, passes: Sequence[Pass], now: Situation, step: int, nonfinite: str) -> None:
@@ -61,8 +61,8 @@ class Execution:
             self._skip_()
 
     def _measure_(self, limits: Tensor | None, rows: Tensor, *, zero_nonfinite: bool) -> None:
-        for kernel, device, grads in self._groups:
-            if len(self._groups) == 1:
+        for kernel, device, grads in self.groups:
+            if len(self.groups) == 1:
                 kernel.measure_(grads, limits, rows, zero_nonfinite=zero_nonfinite)
                 continue
             part = new_rows(len(grads), device)
@@ -93,8 +93,8 @@ class Execution:
 
     def _scale_(self, coefficients: Tensor, numel: Tensor) -> None:
         rows = self._rows
-        for kernel, device, grads in self._groups:
-            if len(self._groups) == 1:
+        for kernel, device, grads in self.groups:
+            if len(self.groups) == 1:
                 kernel.scale_(grads, coefficients, rows)
                 continue
             part = rows.to(device, copy=True)
@@ -117,7 +117,7 @@ class Execution:
     def _skip_(self) -> None:
         rows = self._rows
         self.skipped = (rows[Row.NONFINITE].sum() > 0).to(rows)
-        for kernel, device, grads in self._groups:
+        for kernel, device, grads in self.groups:
             kernel.zero_(grads, self.skipped.to(device))
         rows[Row.NORM_AFTER] *= 1 - self.skipped
         gone = (rows[Row.NORM] > 0) & (self.skipped > 0)

@@ -112,6 +112,22 @@ class Kernel(Protocol):
     def zero_(self, grads: Gradients, when: Tensor) -> None:
         """Set every element to zero, NaN included, if the [] tensor ``when`` is not 0."""
 
+    def histogram(self, grads: Gradients, every: int, phase: int, counts: Tensor) -> None:
+        """Add the magnitudes of every ``every``-th slice, from slice ``phase``, to ``counts``.
+
+        Args:
+            grads: T gradients.
+            every: 1 looks at every element.
+            phase: 0 to every - 1.
+            counts: [T, BINS] int64, see :mod:`gradwatch.kernels.sampling`.
+        """
+
+    def sample(self, tensors: Gradients) -> Tensor:
+        """Return samples of all tensors one after the other, float32; see ``sample_length``."""
+
+    def products(self, a: Tensor, b: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Return [3, T] float64: sum a*a, sum b*b, sum a*b of each tensor's part of two samples."""
+
 
 def new_rows(count: int, device: torch.device) -> Tensor:
     """Return zeroed rows for ``count`` tensors, in float64 where the device has it."""

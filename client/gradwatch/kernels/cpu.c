@@ -632,10 +632,116 @@ static void write_column(double *rows, int64_t stride, int64_t t, const Work *wo
     rows[PRESENT * stride + t] = 1;
 }
 
+/* ---- histogram of magnitudes, and samples ------------------------------------------------------ */
+
+#define BINS 256           /* four per octave, the first from 2^LOWEST */
+#define LOWEST (-48)
+#define SLICE 512          /* neighbours that are looked at together: strided single elements would bring
+                              in every cache line all the same */
+#define NO_BIN BINS        /* zero, or not finite */
+
+/* Where 2^(1/4), 2^(1/2) and 2^(3/4) lie between 1 and 2, as bits of a mantissa, rounded up. */
+static const uint32_t quarters32[3] = {0x1837f1u, 0x3504f4u, 0x5744fdu};
+static const uint64_t quarters64[3] = {0x306fe0a31b716ull, 0x6a09e667f3bcdull, 0xae89f995ad3aeull};
+
+INLINE void bins32(const float *x, int64_t n, uint16_t *bins)
+{
+    const u32 *bits = (const u32 *)x;
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t magnitude = bits[i] & MAGNITUDE32, mantissa = bits[i] & 0x7fffffu;
+        int32_t bin = ((int32_t)(magnitude >> 23) - 127 - LOWEST) * 4 + (mantissa >= quarters32[0])
+                      + (mantissa >= quarters32[1]) + (mantissa >= quarters32[2]);
+        bin = bin < 0 ? 0 : bin > BINS - 1 ? BINS - 1 : bin;
+        bins[i] = (uint16_t)(magnitude == 0 || magnitude >= INFINITE32 ? NO_BIN : bin);
+    }
+}
+
+INLINE void bins64(const double *x, int64_t n, uint16_t *bins)
+{
+    for (int64_t i = 0; i < n; i++) {
+        uint64_t magnitude = bits_of_double(x[i]) & MAGNITUDE64, mantissa = magnitude & 0xfffffffffffffull;
+        int32_t bin = ((int32_t)(magnitude >> 52) - 1023 - LOWEST) * 4 + (mantissa >= quarters64[0])
+                      + (mantissa >= quarters64[1]) + (mantissa >= quarters64[2]);
+        bin = bin < 0 ? 0 : bin > BINS - 1 ? BINS - 1 : bin;
+        bins[i] = (uint16_t)(magnitude == 0 || magnitude >= INFINITE64 ? NO_BIN : bin);
+    }
+}
+
+/* Four tables in turn: neighbours often fall into one bin, and adding to it twice would wait. */
+typedef uint32_t Tables[4][BINS + 1];
+
+INLINE void count_bins(const uint16_t *bins, int64_t n, Tables tables)
+{
+    int64_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+        tables[0][bins[i]]++;
+        tables[1][bins[i + 1]]++;
+        tables[2][bins[i + 2]]++;
+        tables[3][bins[i + 3]]++;
+    }
+    for (; i < n; i++)
+        tables[0][bins[i]]++;
+}
+
+/* Widen n elements at x into floats. */
+INLINE void widen(const void *x, int64_t n, enum Dtype dtype, float *out)
+{
+    if (dtype == FLOAT32)
+        memcpy(out, x, n * sizeof(float));
+    else if (dtype == BFLOAT16)
+        for (int64_t i = 0; i < n; i++)
+            out[i] = widen_bf16(((const u16 *)x)[i]);
+    else if (dtype == FLOAT16)
+        for (int64_t i = 0; i < n; i++)
+            out[i] = widen_f16(((const u16 *)x)[i]);
+    else
+        for (int64_t i = 0; i < n; i++)
+            out[i] = (float)((const double *)x)[i];
+}
+
+CLONES static void count_slice(const void *x, int64_t n, enum Dtype dtype, Tables tables)
+{
+    uint16_t bins[SLICE];
+    float wide_slice[SLICE];
+    if (dtype == FLOAT64) {
+        bins64(x, n, bins);
+    } else if (dtype == FLOAT32) {
+        bins32(x, n, bins);
+    } else {
+        widen(x, n, dtype, wide_slice);
+        bins32(wide_slice, n, bins);
+    }
+    count_bins(bins, n, tables);
+}
+
+/* Copy n elements as floats, those that are not finite as zero. */
+CLONES static void sample_slice(const void *x, int64_t n, enum Dtype dtype, float *out)
+{
+    widen(x, n, dtype, out);
+    u32 *bits = (u32 *)out;
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++)
+        bits[i] = (bits[i] & MAGNITUDE32) >= INFINITE32 ? 0 : bits[i];
+}
+
+CLONES static void products(const float *a, const float *b, int64_t n, double *aa, double *bb, double *ab)
+{
+    double squares_a = 0, squares_b = 0, dot = 0;
+#pragma omp simd reduction(+ : squares_a, squares_b, dot)
+    for (int64_t i = 0; i < n; i++) {
+        double x = a[i], y = b[i];
+        squares_a += x * x;
+        squares_b += y * y;
+        dot += x * y;
+    }
+    *aa = squares_a, *bb = squares_b, *ab = dot;
+}
+
 /* ---- what Python calls ------------------------------------------------------------------------ */
 
 /* Raised whenever a signature or a row changes; cpu.py refuses another number. */
-int gw_version(void) { return 1; }
+int gw_version(void) { return 2; }
 
 /* One bit per enum Dtype: what this build can do. */
 int gw_dtypes(void)
@@ -687,4 +793,52 @@ void gw_zero(int64_t tensors, void *const *data, const int64_t *numel, const uin
     for (int64_t t = 0; t < tensors; t++)
         if (numel[t])
             memset(data[t], 0, numel[t] * size_of(dtype[t]));
+}
+
+/* Count the magnitudes of every `every`-th slice of each tensor, beginning with slice `phase`, into
+   counts[t][BINS]. Of a tensor of less than `every` slices, every `every`-th element is counted. */
+void gw_histogram(int64_t tensors, void *const *data, const int64_t *numel, const uint8_t *dtype,
+                  int64_t every, int64_t phase, int64_t *counts)
+{
+    for (int64_t t = 0; t < tensors; t++) {
+        const char *x = data[t];
+        int64_t size = size_of(dtype[t]), n = numel[t];
+        Tables tables = {{0}};
+        if (n < every * SLICE) {
+            char gathered[SLICE * sizeof(double)];
+            int64_t count = 0;
+            for (int64_t i = phase; i < n; i += every)
+                memcpy(gathered + count++ * size, x + i * size, size);
+            count_slice(gathered, count, dtype[t], tables);
+        } else {
+            for (int64_t start = phase * SLICE; start < n; start += every * SLICE)
+                count_slice(x + start * size, n - start < SLICE ? n - start : SLICE, dtype[t], tables);
+        }
+        for (int bin = 0; bin < BINS; bin++)
+            counts[t * BINS + bin] += (int64_t)tables[0][bin] + tables[1][bin] + tables[2][bin] + tables[3][bin];
+    }
+}
+
+/* Copy slices[t] slices of each tensor, evenly spread, or all of it where slices[t] is 0, one tensor
+   after the other into `out`, as floats, what is not finite as zero. */
+void gw_sample(int64_t tensors, void *const *data, const int64_t *numel, const uint8_t *dtype,
+               const int64_t *slices, float *out)
+{
+    for (int64_t t = 0; t < tensors; t++) {
+        const char *x = data[t];
+        int64_t size = size_of(dtype[t]);
+        if (!slices[t]) {
+            sample_slice(x, numel[t], dtype[t], out);
+            out += numel[t];
+        }
+        for (int64_t s = 0; s < slices[t]; s++, out += SLICE)
+            sample_slice(x + numel[t] / slices[t] * s * size, SLICE, dtype[t], out);
+    }
+}
+
+/* Write sum a*a, sum b*b and sum a*b of each tensor's samples into out[0][t], out[1][t], out[2][t]. */
+void gw_products(int64_t tensors, const int64_t *lengths, const float *a, const float *b, double *out)
+{
+    for (int64_t t = 0; t < tensors; a += lengths[t], b += lengths[t], t++)
+        products(a, b, lengths[t], &out[t], &out[tensors + t], &out[2 * tensors + t]);
 }

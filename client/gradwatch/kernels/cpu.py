@@ -2,6 +2,7 @@
 
 import ctypes
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +11,11 @@ from torch import Tensor
 
 from gradwatch.kernels.base import Gradients
 from gradwatch.kernels.reference import Reference
+from gradwatch.kernels.sampling import sample_length, slices_for
 
 __all__ = ["VERSION", "Cpu"]
 
-VERSION = 1  # gw_version() in cpu.c
+VERSION = 2  # gw_version() in cpu.c
 
 # enum Dtype in cpu.c.
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
@@ -28,6 +30,7 @@ class _Shape:
     dtypes: tuple[torch.dtype | None, ...]
     lengths: "array[int]"
     codes: "array[int]"
+    plain: bool  # every gradient is there, of a dtype that the C code takes
 
 
 class Cpu:
@@ -56,6 +59,12 @@ class Cpu:
         library.gw_use_threads_of.argtypes = [pointer]
         library.gw_use_threads_of.restype = None
         library.gw_use_threads_of(starter)
+        library.gw_histogram.argtypes = [*arrays, number, number, pointer]
+        library.gw_histogram.restype = None
+        library.gw_sample.argtypes = [*arrays, pointer, pointer]
+        library.gw_sample.restype = None
+        library.gw_products.argtypes = [number, pointer, pointer, pointer, pointer]
+        library.gw_products.restype = None
         able = library.gw_dtypes()
         self.dtypes = tuple(dtype for dtype, code in _CODES.items() if able >> code & 1)
 
@@ -107,15 +116,57 @@ class Cpu:
         if rest is not None:
             self._reference.zero_(rest, when)
 
+    def histogram(self, grads: Gradients, every: int, phase: int, counts: Tensor) -> None:
+        """See :class:`gradwatch.kernels.base.Kernel`."""
+        addresses, shape, rest = self._arguments(grads)
+        self._library.gw_histogram(
+            len(grads),
+            addresses.buffer_info()[0],
+            shape.lengths.buffer_info()[0],
+            shape.codes.buffer_info()[0],
+            every,
+            phase,
+            counts.data_ptr(),
+        )
+        if rest is not None:
+            self._reference.histogram(rest, every, phase, counts)
+
+    def sample(self, tensors: Gradients) -> Tensor:
+        """See :class:`gradwatch.kernels.base.Kernel`."""
+        addresses, shape, rest = self._arguments(tensors)
+        if rest is not None:  # one piece per tensor, in order: all by one kernel
+            return self._reference.sample(tensors)
+        out = torch.empty(sum(map(sample_length, shape.lengths)))
+        slices = array("q", map(slices_for, shape.lengths))
+        self._library.gw_sample(
+            len(tensors),
+            addresses.buffer_info()[0],
+            shape.lengths.buffer_info()[0],
+            shape.codes.buffer_info()[0],
+            slices.buffer_info()[0],
+            out.data_ptr(),
+        )
+        return out
+
+    def products(self, a: Tensor, b: Tensor, lengths: Sequence[int]) -> Tensor:
+        """See :class:`gradwatch.kernels.base.Kernel`."""
+        out = torch.empty(3, len(lengths), dtype=torch.float64)
+        counts = array("q", lengths)
+        self._library.gw_products(
+            len(lengths), counts.buffer_info()[0], a.data_ptr(), b.data_ptr(), out.data_ptr()
+        )
+        return out
+
     def _arguments(self, grads: Gradients) -> "tuple[array[int], _Shape, Gradients | None]":
         """Return addresses, lengths and dtypes for C, and the gradients that it does not take."""
         shape = self._shape
         if shape is None or shape.numel != grads.numel or shape.dtypes != grads.dtypes:
             codes = array("B", [_CODES.get(d, _NOTHING) if d else _NOTHING for d in grads.dtypes])
-            shape = _Shape(grads.numel, grads.dtypes, array("q", grads.numel), codes)
+            plain = all(d in self.dtypes for d in set(grads.dtypes))
+            shape = _Shape(grads.numel, grads.dtypes, array("q", grads.numel), codes, plain)
             self._shape = shape
         tensors = grads.tensors
-        if grads.contiguous and None not in grads.dtypes and self._takes(grads.dtypes):
+        if grads.contiguous and shape.plain:
             return array("Q", map(Tensor.data_ptr, tensors)), shape, None  # type: ignore[arg-type]  # none is None
         flat = [None if g is None else self._flat(g) for g in tensors]
         addresses = array("Q", [0 if g is None else g.data_ptr() for g in flat])
@@ -123,11 +174,8 @@ class Cpu:
         numel = tuple(0 if f is None else f.numel() for f in flat)
         codes = array("B", [_NOTHING if f is None else _CODES[f.dtype] for f in flat])
         some = any(g is not None for g in left)
-        shape = _Shape(numel, (), array("q", numel), codes)
+        shape = _Shape(numel, (), array("q", numel), codes, plain=False)
         return addresses, shape, Gradients.of(left) if some else None
-
-    def _takes(self, dtypes: tuple[torch.dtype | None, ...]) -> bool:
-        return len(self.dtypes) == len(_CODES) or all(d in self.dtypes for d in set(dtypes))
 
     def _flat(self, grad: Tensor) -> Tensor | None:
         """Return the memory of a gradient without gaps as one row; None for any other."""

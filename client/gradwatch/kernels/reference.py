@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gradwatch.kernels import foreach
+from gradwatch.kernels import foreach, sampling
 from gradwatch.kernels.base import Gradients, Row, accumulator
 
 __all__ = ["Reference", "round_down"]
@@ -65,6 +65,21 @@ class Reference:
         for grad in grads.tensors:
             if grad is not None:
                 grad.detach().masked_fill_(mask, 0)
+
+    def histogram(self, grads: Gradients, every: int, phase: int, counts: Tensor) -> None:
+        """See :class:`gradwatch.kernels.base.Kernel`."""
+        for index, grad in enumerate(grads.tensors):
+            if grad is not None and grad.numel():
+                counts[index] += sampling.magnitude_bins(grad.detach(), every, phase)
+
+    def sample(self, tensors: Gradients) -> Tensor:
+        """See :class:`gradwatch.kernels.base.Kernel`."""
+        parts = [sampling.take_sample(t.detach()) for t in tensors.tensors if t is not None]
+        return torch.cat(parts) if parts else torch.zeros(0)
+
+    def products(self, a: Tensor, b: Tensor, lengths: Sequence[int]) -> Tensor:
+        """See :class:`gradwatch.kernels.base.Kernel`."""
+        return sampling.products(a, b, lengths)
 
 
 def round_down(value: Tensor, dtype: torch.dtype) -> Tensor:

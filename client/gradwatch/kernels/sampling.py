@@ -1,0 +1,78 @@
+"""Which elements a histogram or a sample looks at, and how to look at them in plain torch.
+
+Known from sizes alone, so nothing is read back to find out. Neighbours are taken together: single
+elements would bring in every cache line all the same.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["BINS", "BINS_PER_OCTAVE", "LOWEST_EXPONENT", "SLICE", "looked_at", "slices_for"]
+
+BINS = 256
+BINS_PER_OCTAVE = 4
+LOWEST_EXPONENT = -48
+SLICE = 512
+
+_WHOLE = 4096  # tensors up to this size are sampled completely
+_SHARE = 64  # of larger ones, one slice in this many, and never less than the whole of a small one
+
+
+def looked_at(numel: int, every: int, phase: int) -> int:
+    """Return how many elements a histogram of every ``every``-th slice looks at."""
+    unit = 1 if numel < every * SLICE else SLICE
+    rounds, rest = divmod(numel, every * unit)
+    return rounds * unit + min(max(rest - phase * unit, 0), unit)
+
+
+def slices_for(numel: int) -> int:
+    """Return how many slices of a tensor are sampled; 0 is all of it."""
+    return 0 if numel <= _WHOLE else max(_WHOLE // SLICE, numel // (SLICE * _SHARE))
+
+
+def sample_length(numel: int) -> int:
+    """Return how many elements of a tensor are sampled."""
+    return slices_for(numel) * SLICE or numel
+
+
+def magnitude_bins(grad: Tensor, every: int, phase: int) -> Tensor:
+    """Return [BINS] counts of the finite, non-zero elements looked at, by magnitude.
+
+    Bin b holds 2^(LOWEST + b/4) <= |g| < 2^(LOWEST + (b+1)/4); the first and the last also take what
+    lies beyond.
+    """
+    flat = grad.reshape(-1)
+    unit = 1 if flat.numel() < every * SLICE else SLICE
+    whole = flat.numel() // (every * unit) * every * unit
+    parts = [
+        flat[:whole].view(-1, every, unit)[:, phase].reshape(-1),
+        flat[whole + phase * unit : whole + (phase + 1) * unit],
+    ]
+    seen = torch.cat(parts).to(torch.float64).abs()
+    mantissa, exponent = torch.frexp(seen)
+    # frexp's mantissa is in [1/2, 1): one octave below.
+    quarter = sum((mantissa >= 2.0 ** (k / 4 - 1)).to(torch.int64) for k in (1, 2, 3))
+    bins = (exponent.to(torch.int64) - 1 - LOWEST_EXPONENT) * BINS_PER_OCTAVE + quarter
+    counted = (seen > 0) & seen.isfinite()
+    counts = torch.zeros(BINS, dtype=torch.int64, device=grad.device)
+    return counts.scatter_add_(0, bins.clamp(0, BINS - 1), counted.to(torch.int64))
+
+
+def take_sample(grad: Tensor) -> Tensor:
+    """Return the sampled elements in order, as float32, what is not finite as zero."""
+    flat = grad.reshape(-1)
+    slices = slices_for(flat.numel())
+    if slices:
+        step = flat.numel() // slices
+        flat = flat[: slices * step].view(slices, step)[:, :SLICE].reshape(-1)
+    narrow = flat.to(torch.float32)
+    return torch.where(narrow.isfinite(), narrow, 0)
+
+
+def products(a: Tensor, b: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Return [3, T]: sum a*a, sum b*b and sum a*b of each tensor's part of two samples."""
+    wide = [torch.split(x.to(torch.float64), list(lengths)) for x in (a, b)]
+    columns = [torch.stack([x.dot(x), y.dot(y), x.dot(y)]) for x, y in zip(*wide, strict=True)]
+    return torch.stack(columns, 1)
