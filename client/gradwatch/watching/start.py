@@ -3,7 +3,8 @@
 import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,12 +18,14 @@ from gradwatch.errors import WatchError
 from gradwatch.identity import Identity, default_store, identify
 from gradwatch.reporting.reporter import Reporter
 from gradwatch.settings import Settings, resolve
+from gradwatch.statistics import STATISTICS
 from gradwatch.version import __version__
 from gradwatch.watching.agreement import Agreement
+from gradwatch.watching.finding import Optimizers, find_optimizers, lay_out, visible_scaler
 from gradwatch.watching.following import Following, recommended_part
 from gradwatch.watching.gates import Gates
-from gradwatch.watching.hooks import StepHook, unwrap_optimizer
-from gradwatch.watching.layout import Layout, Parameters, patterns
+from gradwatch.watching.hooks import StepHook
+from gradwatch.watching.layout import Parameters, patterns
 from gradwatch.watching.names import Names, unwrap_model
 from gradwatch.watching.outlet import Outlet
 from gradwatch.watching.replicas import check_interval
@@ -33,9 +36,20 @@ from gradwatch_wire import manifest_hash
 
 __all__ = ["watch"]
 
-Optimizers = Optimizer | Sequence[Optimizer] | Mapping[str, Optimizer]
 # Optimizer -> the Watch that has it, both weakly: watching again replaces, and keeps nothing alive.
 _watched: "weakref.WeakKeyDictionary[Optimizer, weakref.ref[Watch]]" = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True, slots=True)
+class Further:
+    """What is measured beyond the clipping pass: nothing, or what reports are made of."""
+
+    histogram_every: int | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Further statistics per tensor; the service tells oscillation by the cosine."""
+        return () if self.histogram_every is None else ("cosine_previous",)
 
 
 class _Default(int):
@@ -127,7 +141,7 @@ def watch(
         raise WatchError(
             f"watch(histogram_every={histogram_every!r}): give a number of steps, 0 for none."
         )
-    found = _optimizers(model, optimizer)
+    found = find_optimizers(model, optimizer)
     settings = resolve(
         url=url,
         mode=mode,
@@ -137,36 +151,50 @@ def watch(
         spool=spool,
     )
     log = LogOnce()
-    names = Names(model)
-    parts = Gates(model) if gates and model is not None else None
-    chosen = (patterns("include", include), patterns("exclude", exclude))
-    tracked = tuple(
-        Tracked(
-            name=label,
-            optimizer=each,
-            layout=Layout(names, each, *chosen, groups, parts),
-            clipper=Clipper(policy, [], nonfinite=nonfinite, kernel=settings.kernel),
-            sampling=Sampling(label, each, settings.every),
-            log=log,
-        )
-        for label, each in found.items()
+    layouts = lay_out(
+        found,
+        Names(model),
+        include=patterns("include", include),
+        exclude=patterns("exclude", exclude),
+        groups=groups,
+        gates=Gates(model) if gates and model is not None else None,
+        log=log,
     )
-    for each in tracked:
-        each.grow()
-        _warn_unrelated(each, names, log)
     identity = identify(
         run=settings.run,
         project=settings.project,
         name=name,
         tags=_tags(model, tags),
-        tensors="/".join(manifest_hash(t.name, t.layout.tensors) for t in tracked),
+        tensors="/".join(manifest_hash(label, each.tensors) for label, each in layouts.items()),
         log=log,
+    )
+    reports = settings.mode != "disabled" and identity.shared
+    # What only a report needs is only measured where one is made; replicas leave it to rank 0.
+    further = Further(histogram_every) if reports and not identity.replica else Further()
+    tracked = tuple(
+        Tracked(
+            name=label,
+            optimizer=found[label],
+            layout=layout,
+            clipper=Clipper(
+                policy,
+                [tensor.name for tensor in layout.tensors],
+                nonfinite=nonfinite,
+                kernel=settings.kernel,
+                optional=further.columns,
+                histogram_every=further.histogram_every or 0,
+            ),
+            sampling=Sampling(label, found[label], settings.every),
+            log=log,
+            columns=(*STATISTICS, *further.columns),
+        )
+        for label, layout in layouts.items()
     )
     made = Watch(
         settings=settings,
         identity=identity,
         tracked=tracked,
-        outlet=_outlet(settings, identity, policy, on_incident),
+        outlet=_outlet(settings, identity, policy, on_incident) if reports else None,
         log_once=log,
         stop_after=limit,
     )
@@ -176,45 +204,10 @@ def watch(
             each.check_every = check_interval(settings.every)
             each.sampling.every = each.check_every if identity.replica else settings.every
         _attach(made, each)
-    if (loops := scaler if scaler is not None else _visible_scaler(optimizer)) is not None:
+    if (loops := scaler if scaler is not None else visible_scaler(optimizer)) is not None:
         made.use_scaler(loops)
     shutdown.register(made)
     return made
-
-
-def _optimizers(model: nn.Module | None, given: Optimizers | None) -> dict[str, Optimizer]:
-    """Return name to innermost optimizer, or a stand-in for a loop that has none."""
-    if given is None:
-        if model is None:
-            raise WatchError(
-                "watch(): give a model, an optimizer, or both; there is nothing to watch."
-            )
-        return {"default": cast("Optimizer", Parameters(model))}
-    if isinstance(given, Mapping):
-        named = {str(label): each for label, each in given.items()}
-    elif isinstance(given, Sequence):
-        named = {f"optimizer_{index}": each for index, each in enumerate(given)}
-    else:
-        named = {"default": given}
-    found: dict[str, Optimizer] = {}
-    for label, each in named.items():
-        inner = unwrap_optimizer(each)
-        if not isinstance(inner, Optimizer):
-            raise WatchError(
-                f"watch(optimizer=...): {label!r} is a {type(each).__module__}.{type(each).__qualname__}, "
-                "not a torch.optim.Optimizer nor a wrapper with .optimizer. For loops of their own, "
-                "watch the model alone and call watch.step() before each update."
-            )
-        found[label] = inner
-    if not found:
-        raise WatchError("watch(optimizer=...) holds no optimizer.")
-    return found
-
-
-def _visible_scaler(given: object) -> Any:
-    """Return the GradScaler that Accelerate's wrapper shows, if it does."""
-    each = next(iter(given), None) if isinstance(given, Sequence) else given
-    return getattr(each, "scaler", None)
 
 
 def _is_count(value: object, *, least: int) -> bool:
@@ -235,21 +228,6 @@ def stop_limit(stop_on: Mapping[str, int] | None) -> int | None:
     return limit
 
 
-def _warn_unrelated(tracked: Tracked, names: Names, log: LogOnce) -> None:
-    if not names.covers(tracked.optimizer):
-        log(
-            f"unrelated {tracked.name}",
-            f"optimizer {tracked.name!r} and the model have no parameter in common: was it built "
-            "before the model was replaced? Its tensors are watched under their positions.",
-        )
-    elif not tracked.layout.tensors:
-        log(
-            f"empty {tracked.name}",
-            f"optimizer {tracked.name!r} has no tensor that is trained and chosen by include and "
-            "exclude; it is watched in case some are added.",
-        )
-
-
 def _tags(model: nn.Module | None, tags: Mapping[str, object] | None) -> dict[str, object]:
     """Add what dashboards show beside the run; the user's own tags win."""
     known: dict[str, object] = {
@@ -266,9 +244,7 @@ def _outlet(
     identity: Identity,
     policy: Policy | None,
     on_incident: Callable[[dict[str, Any]], None] | None,
-) -> Outlet | None:
-    if settings.mode == "disabled" or not identity.shared:
-        return None
+) -> Outlet:
     description = None if policy is None else policy_to_json(policy)
     reporter = Reporter(settings, identity)
     if on_incident is not None and identity.rank == 0:
