@@ -40,6 +40,7 @@ def recommendation(
     default: float | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
+    prior: bool = False,
 ) -> dict[str, Any]:
     """Ask the service which threshold it recommends for a run, and why.
 
@@ -51,6 +52,7 @@ def recommendation(
         default: ``effective_threshold`` while there is no recommendation.
         minimum: ``effective_threshold`` is never below this.
         maximum: ``effective_threshold`` is never above this.
+        prior: Let earlier runs of the same model speak while this one has few norms (``norm``).
 
     Returns:
         The service's answer: ``threshold``, ``effective_threshold``, ``interval``, ``status``,
@@ -71,6 +73,8 @@ def recommendation(
         if value is not None and not (math.isfinite(value) and value > 0):
             raise QueryError(f"recommendation({name}={value!r}): give a finite number above 0.")
     query = {"policy": policy, "preference": preference}
+    if prior:
+        query["prior"] = "true"
     query |= {name: repr(float(value)) for name, value in bounds.items() if value is not None}
     path = f"/runs/{quote(run, safe='')}/recommendation?{urlencode(query)}"
     answer = _get(resolve(url=url), path)

@@ -22,6 +22,9 @@ def command(
     ] = None,
     minimum: Annotated[float | None, typer.Option("--min", help="Never below this.")] = None,
     maximum: Annotated[float | None, typer.Option("--max", help="Never above this.")] = None,
+    prior: Annotated[
+        bool, typer.Option("--prior", help="Let earlier runs of the same model speak at first.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Recommend a clipping threshold for a run, with its evidence."""
@@ -32,6 +35,7 @@ def command(
         default=default,
         min=minimum,
         max=maximum,
+        prior="true" if prior else None,
     )
     if as_json:
         print_json(answer)

@@ -13,6 +13,7 @@ from gradwatch_service.detectors.base import RunContext
 from gradwatch_service.measures import nonfinite_count
 from gradwatch_service.queries.histograms import magnitude_history
 from gradwatch_service.queries.memo import Memo
+from gradwatch_service.queries.priors import earlier_norms
 from gradwatch_service.queries.reading import Selection, blocks, select
 from gradwatch_service.recommenders.answer import answer_norm
 from gradwatch_service.recommenders.base import STATUSES, Asked
@@ -23,6 +24,7 @@ from gradwatch_service.recommenders.norm import (
     NormState,
     initial_state,
 )
+from gradwatch_service.recommenders.prior import PRIOR_NORMS, Prior, learned
 from gradwatch_service.recommenders.ratio import answer_ratio, ratios
 from gradwatch_service.recommenders.tensors import TENSOR_STEPS, answer_tensors
 from gradwatch_service.rows import StepRows
@@ -63,6 +65,7 @@ def recommendation(
     *,
     optimizer: str | None = None,
     removed_energy: float = 0.01,
+    with_prior: bool = False,
     now: float,
 ) -> dict[str, Any]:
     """The answer of ``GET /runs/{run}/recommendation``.
@@ -74,6 +77,7 @@ def recommendation(
         asked: Preference and bounds.
         optimizer: The optimizer asked for; None: ``default`` or the first.
         removed_energy: For ``value``: share of the energy that clipping may remove.
+        with_prior: For ``norm``: whether earlier runs of the same model may speak for a new one.
         now: Server clock, Unix seconds.
 
     Raises:
@@ -84,7 +88,12 @@ def recommendation(
     if policy == "norm":
         evidence = _norm_evidence(service, record, optimizer)
         given = answer_norm(
-            evidence.state, asked, context=evidence.context, incident=incident, stale=stale
+            evidence.state,
+            asked,
+            context=evidence.context,
+            incident=incident,
+            stale=stale,
+            prior=_prior(service.store, record, evidence.state, asked) if with_prior else None,
         )
         return given | {"run": record.run}
     store = service.store
@@ -96,6 +105,14 @@ def recommendation(
         key = (policy, record.run, optimizer, asked)
         given = _memo(store).get(key, record.revision, lambda: make(store, found, asked))
     return _overlaid(given | {"run": record.run}, incident=incident, stale=stale)
+
+
+def _prior(store: Store, record: RunRecord, state: NormState, asked: Asked) -> Prior | None:
+    if state.accepted >= PRIOR_NORMS:
+        return None
+    # Asked for once per run: what earlier runs began with does not change.
+    earlier = _memo(store).get(("prior", record.run), 0, lambda: earlier_norms(store, record))
+    return learned(earlier, age=state.accepted, preference=asked.preference)
 
 
 def _norm_evidence(service: Service, record: RunRecord, optimizer: str | None) -> Evidence:

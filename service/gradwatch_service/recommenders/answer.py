@@ -21,6 +21,7 @@ from gradwatch_service.recommenders.norm import (
     NormState,
     alarm_level,
 )
+from gradwatch_service.recommenders.prior import PRIOR_NORMS, Prior, blended, disagrees
 from gradwatch_service.recommenders.window import order_intervals
 
 __all__ = ["answer", "answer_norm"]
@@ -68,6 +69,7 @@ def answer_norm(
     context: RunContext | None = None,
     incident: bool = False,
     stale: bool = False,
+    prior: Prior | None = None,
 ) -> dict[str, Any]:
     """The recommendation for ``policy=norm``, with the fields of the REST answer.
 
@@ -77,12 +79,19 @@ def answer_norm(
         context: The stream, for advice that depends on the optimizer; None when it is not known.
         incident: Whether an incident of the run is open.
         stale: Whether the newest report is old although the run has not finished.
+        prior: What earlier runs of the same model say; used while this one has few norms, and
+            never for more than ``provisional``.
     """
     preference = asked.preference
     threshold = state.threshold(preference)
     logs = np.log(state.norms[-WINDOW:])
     interval = _interval(logs, preference, threshold) if threshold is not None else None
     status, reasons = _ladder(state, logs, preference, interval, threshold)
+    usable = reasons == ["too_few_steps"] and len(logs) < PRIOR_NORMS
+    drawn = prior if prior is not None and usable and not disagrees(state, prior) else None
+    if drawn is not None:
+        status = "provisional"
+        threshold, interval = blended(state, drawn, preference)
     if threshold is not None and status != "none":
         status, reasons = _overlay(state, status, reasons, incident=incident, stale=stale)
     if status == "none":
@@ -96,8 +105,8 @@ def answer_norm(
         "interval": None if interval is None else list(interval),
         "status": status,
         "effective_threshold": asked.effective(threshold),
-        "spike_threshold": _spike(logs) if threshold is not None else None,
-        "reason": _words(status, reasons, preference, len(logs)),
+        "spike_threshold": _spike(logs) if threshold is not None and len(logs) else None,
+        "reason": _words(status, reasons, preference, len(logs)) + _drawn(drawn),
         "reasons": reasons or ["ok"],
         "steps_used": len(logs),
         "version": state.accepted,
@@ -106,9 +115,20 @@ def answer_norm(
         "intended_share": _intended(preference),
         "realised_share": float(realised.mean()) if len(realised) else None,
         "realised_steps": len(realised),
+        "prior": None if prior is None else _told(prior, used=drawn is not None),
         "advice": _advice(context, tried.mean_coefficient) if tried else None,
         "backtest": None if tried is None else _evidence(asdict(tried)),
     }
+
+
+def _drawn(prior: Prior | None) -> str:
+    if prior is None:
+        return ""
+    return f"; drawn towards {len(prior.runs)} earlier runs of the same model, worth 16 norms"
+
+
+def _told(prior: Prior, *, used: bool) -> dict[str, Any]:
+    return {"runs": list(prior.runs), "threshold": math.exp(prior.level), "used": used}
 
 
 def _column(preference: Preference) -> int:

@@ -61,6 +61,9 @@ def get_recommendation(
     removed_energy: Annotated[
         float, Query(gt=0, lt=1, description="For value: share of the energy it may remove.")
     ] = 0.01,
+    prior: Annotated[
+        bool, Query(description="For norm: let earlier runs of the same model speak at the start.")
+    ] = False,
     optimizer: Annotated[str | None, Query(max_length=512)] = None,
 ) -> Response:
     """The recommended threshold with its evidence.
@@ -75,6 +78,7 @@ def get_recommendation(
         _asked(preference, default, minimum, maximum),
         optimizer=optimizer,
         removed_energy=removed_energy,
+        with_prior=prior,
         now=time.time(),
     )
     return cacheable(request, given)
