@@ -57,7 +57,7 @@ def usage(title: str, parameters: list[Any]) -> Iterator[str]:
     """The usage line and a table of the options."""
     arguments = [p for p in parameters if p.param_type_name == "argument"]
     options = [p for p in parameters if p.param_type_name == "option" and "--help" not in p.opts]
-    words = [title, *(a.human_readable_name.upper() for a in arguments)]
+    words = [title, *(a.name.upper() for a in arguments)]
     yield f"```console\n$ {' '.join([*words, *(['[OPTIONS]'] if options else [])])}\n```"
     if options:
         yield "\n| option | default | |\n|---|---|---|"
