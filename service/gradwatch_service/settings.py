@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -65,6 +66,9 @@ class Settings(BaseModel):
     max_series: int = Field(500_000, ge=1, description="Series of /metrics altogether.")
     max_series_per_run: int = Field(1000, ge=1, description="Series of /metrics per run.")
     notify: tuple[str, ...] = Field((), description="Addresses that incidents are posted to.")
+    notify_level: Literal["critical", "warning", "info"] = Field(
+        "critical", description="Least severity of incident that is posted."
+    )
 
     retention_full_seconds: float = Field(
         24 * 3600, ge=0, description="Age up to which every step is kept."

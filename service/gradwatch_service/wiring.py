@@ -18,6 +18,7 @@ from gradwatch_service.exposition.tags import TagLabels
 from gradwatch_service.ingest import Ingest
 from gradwatch_service.instruments import Instruments
 from gradwatch_service.live.view import LiveView
+from gradwatch_service.notifications import Notifier, senders
 from gradwatch_service.settings import Settings
 from gradwatch_service.store.base import RunRecord, Store
 
@@ -37,11 +38,14 @@ class Service:
     live: LiveView
     instruments: Instruments
     exposition: Exposition
+    notifier: Notifier | None = None
 
     def start(self) -> None:
         """Start what runs in the background, with what was known before the last stop."""
         self.live.restore(_recent(self.store, self.settings.info_ttl_seconds))
         self.store.start()
+        if self.notifier is not None:
+            self.notifier.start()
         self.ingest.start()
         self.analyser.start()
 
@@ -54,6 +58,8 @@ class Service:
         """Finish what was accepted, then close the store."""
         self.ingest.stop()
         self.analyser.stop()
+        if self.notifier is not None:
+            self.notifier.stop()
         self.store.close()
 
 
@@ -61,13 +67,18 @@ def build(settings: Settings, store: Store) -> Service:
     """Put the parts together. Starts nothing."""
     events = EventHub(settings.max_event_subscribers)
     instruments = Instruments()
-    live = LiveView(silent_seconds=settings.silent_seconds)
+    live = LiveView(
+        retention_seconds=settings.info_ttl_seconds, silent_seconds=settings.silent_seconds
+    )
     ingest = Ingest(settings, store, instruments)
     store.on_commit(events.committed)
     store.on_commit(live.committed)
     analyser = Analyser(store, settings)
     analyser.add_listener(Announcer(events))
     analyser.add_listener(live)
+    notifier = _notifier(settings, instruments)
+    if notifier is not None:
+        analyser.add_listener(notifier)
     analyser.time_ticks(instruments.detection.observe)
     instruments.queue(capacity=ingest.backlog.capacity, length=lambda: ingest.backlog.reports)
     instruments.storage_size(store.size_bytes)
@@ -82,6 +93,17 @@ def build(settings: Settings, store: Store) -> Service:
         live=live,
         instruments=instruments,
         exposition=Exposition(live, instruments, limits, TagLabels(settings.metric_tags)),
+        notifier=notifier,
+    )
+
+
+def _notifier(settings: Settings, instruments: Instruments) -> Notifier | None:
+    if not settings.notify:
+        return None
+    return Notifier(
+        senders(settings.notify),
+        level=settings.notify_level,
+        count=lambda outcome: instruments.notifications.labels(outcome).inc(),
     )
 
 

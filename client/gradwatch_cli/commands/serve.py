@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from gradwatch_cli.errors import CommandError
 from gradwatch_service.access.tokens import TokenFileError
+from gradwatch_service.notifications import NotifyError
 from gradwatch_service.server import ServeError, serve
 from gradwatch_service.settings import Settings
 from gradwatch_service.store.opening import StoreOpenError
@@ -62,6 +63,9 @@ def command(
     notify: Annotated[
         list[str] | None, typer.Option(help="Address that incidents are posted to; may repeat.")
     ] = None,
+    notify_level: Annotated[
+        str, typer.Option(help="Least severity that is posted: critical, warning or info.")
+    ] = "critical",
 ) -> None:
     """Take reports, diagnose, recommend, and serve what is known, until it is told to stop."""
     try:
@@ -82,13 +86,14 @@ def command(
             max_series=max_series,
             max_series_per_run=max_series_per_run,
             notify=tuple(notify or ()),
+            notify_level=notify_level,
         )
         serve(settings, lambda address: print(f"gradwatch serves at {address}", flush=True))
     except ValidationError as error:
         first = error.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-")
         raise CommandError(f"{option}: {first['msg']}", code=2) from None
-    except (ServeError, StoreOpenError, TokenFileError) as error:
+    except (NotifyError, ServeError, StoreOpenError, TokenFileError) as error:
         raise CommandError(str(error), code=2) from None
 
 
