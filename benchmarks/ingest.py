@@ -30,7 +30,7 @@ import zstandard
 import gradwatch_wire as wire
 from gradwatch_service.analysis.analyser import Analyser
 from gradwatch_service.app import create_app
-from gradwatch_service.server import configure
+from gradwatch_service.server import bound_arenas, configure
 from gradwatch_service.settings import Settings
 from gradwatch_service.store.opening import open_store
 from gradwatch_service.store.sqlite.maintenance import Maintenance
@@ -248,6 +248,7 @@ def serve(stage: str, store: str, port: str) -> None:
         Analyser.start = idle  # type: ignore[method-assign]  # measured without it
     if stage == STAGES[0]:
         Maintenance.start = idle  # type: ignore[method-assign]  # measured without it
+    bound_arenas()
     settings = Settings(store=f"sqlite:///{store}", port=int(port), compact_quiet_seconds=1)
     config = configure(create_app(settings, open_store(settings)), settings)
     config.host, config.port = "127.0.0.1", int(port)

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from gradwatch_service.access import Ingester, check_run_id
 from gradwatch_service.schemas import PROBLEMS, REPORT_BODY
+from gradwatch_service.store.base import UnknownRunError
 from gradwatch_service.wiring import ServiceDep
 
 router = APIRouter()
@@ -26,7 +27,11 @@ async def post_report(
     """
     check_run_id(run)
     if caller.project is not None:
-        await asyncio.to_thread(caller.check, service.store, run)
+        project = service.ingest.known_project(run)
+        if project is None:
+            project = await asyncio.to_thread(service.ingest.project, run)
+        if not caller.sees(project):
+            raise UnknownRunError(run)
     async with service.ingest.body(request) as body:
         delivery, receipt = await service.ingest.report(run, body)
     content = {

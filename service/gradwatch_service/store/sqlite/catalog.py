@@ -13,7 +13,6 @@ from typing import Any
 from gradwatch_service import live
 from gradwatch_service.store.base import (
     DeletedRunError,
-    Gap,
     RunPage,
     RunRecord,
     Stream,
@@ -22,7 +21,7 @@ from gradwatch_service.store.base import (
 from gradwatch_service.store.sqlite.registering import load_manifest
 from gradwatch_wire import Manifest
 
-__all__ = ["find_run", "gaps", "page", "run_id", "stream_key", "streams"]
+__all__ = ["find_run", "page", "run_id", "stream_key", "streams"]
 
 # What a run's state is by its row alone; detectors' findings are in the column.
 STATE = """CASE
@@ -149,49 +148,6 @@ def streams(connection: sqlite3.Connection, run: str) -> list[Stream]:
             )
         )
     return answer
-
-
-def gaps(connection: sqlite3.Connection, run: str, attempt: int) -> dict[int, Gap]:
-    """Completeness of the deliveries; see :meth:`Store.gaps`."""
-    found = run_id(connection, run)
-    ranks = connection.execute(
-        "SELECT DISTINCT rank FROM stream WHERE run_id = ? AND attempt = ?", (found, attempt)
-    ).fetchall()
-    known = {rank: _gap(connection, found, attempt, rank) for (rank,) in ranks}
-    return {rank: gap for rank, gap in known.items() if gap is not None}
-
-
-def _gap(connection: sqlite3.Connection, found: int, attempt: int, rank: int) -> Gap | None:
-    key = (found, attempt, rank)
-    where = "run_id = ? AND attempt = ? AND rank = ? AND sequence >= 0"
-    count, highest = connection.execute(
-        f"SELECT count(*), max(sequence) FROM delivery WHERE {where}",  # noqa: S608 - constant text
-        key,
-    ).fetchone()
-    if highest is None:
-        return None
-    contiguous = highest if count == highest + 1 else _contiguous(connection, key, highest)
-    last = connection.execute(
-        "SELECT optimizer, max(d.last_step) FROM delivery d JOIN stream s ON s.id = d.stream_id "
-        "WHERE d.run_id = ? AND d.attempt = ? AND d.rank = ? AND d.sequence <= ? "
-        "GROUP BY optimizer",
-        (*key, contiguous),
-    )
-    return Gap(contiguous, highest, {o: step for o, step in last if step is not None})
-
-
-def _contiguous(connection: sqlite3.Connection, key: tuple[int, int, int], highest: int) -> int:
-    low, high = -1, highest
-    # As many sequences as there are numbers up to a point: nothing is missing before it.
-    while low < high:
-        middle = (low + high + 1) // 2
-        (count,) = connection.execute(
-            "SELECT count(*) FROM delivery WHERE run_id = ? AND attempt = ? AND rank = ? "
-            "AND sequence BETWEEN 0 AND ?",
-            (*key, middle),
-        ).fetchone()
-        low, high = (middle, high) if count == middle + 1 else (low, middle - 1)
-    return low
 
 
 def _record(row: tuple[Any, ...]) -> RunRecord:

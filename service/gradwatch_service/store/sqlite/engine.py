@@ -29,12 +29,14 @@ from gradwatch_service.store.base import (
 from gradwatch_service.store.sqlite import catalog, documents
 from gradwatch_service.store.sqlite.appending import append, settle_parts
 from gradwatch_service.store.sqlite.combining import Combiner, Outcome
+from gradwatch_service.store.sqlite.completeness import Completeness
 from gradwatch_service.store.sqlite.curves import Curve, curve
 from gradwatch_service.store.sqlite.file import Database, lock, open_database
 from gradwatch_service.store.sqlite.maintenance import Maintenance
 from gradwatch_service.store.sqlite.reading import Moved, Reader, Selection
 from gradwatch_service.store.sqlite.registering import load_manifest, register
 from gradwatch_service.store.sqlite.removing import delete_run
+from gradwatch_service.store.sqlite.schema import APPLICATION_ID
 from gradwatch_service.store.sqlite.state import Memory
 from gradwatch_service.store.sqlite.writer import Writer
 from gradwatch_wire import Manifest
@@ -67,6 +69,7 @@ class SqliteStore:
         self._memory = Memory(self._connection)
         self._listeners: list[Callable[[Sequence[Commit]], None]] = []
         self._pending: list[Commit] = []
+        self._completeness = Completeness()
         self._local = threading.local()
         self._readers: list[sqlite3.Connection] = []
         self._guard = threading.Lock()
@@ -199,6 +202,7 @@ class SqliteStore:
             state = self._memory.run(run)
             self._memory.release(run)
             delete_run(self._connection, state.id, time.time())
+            self._completeness.forget(state.id)
             self._pending.append(Commit(kind="deleted", run=run, project=state.project))
 
         self.writer.call(work)
@@ -241,7 +245,8 @@ class SqliteStore:
 
     def gaps(self, run: str, attempt: int) -> dict[int, Gap]:
         """See :meth:`Store.gaps`."""
-        return catalog.gaps(self._reader(), run, attempt)
+        reader = self._reader()
+        return self._completeness.gaps(reader, catalog.run_id(reader, run), attempt)
 
     def read(
         self,
@@ -326,12 +331,15 @@ class SqliteStore:
 
     def check(self) -> None:
         """See :meth:`Store.check`."""
-        # An empty transaction reaches the disk's journal only if the file can still be written.
-        self.writer.submit(lambda: None).result(timeout=5)
+        # After a failure only a real write tells whether there is room again.
+        self.writer.submit(self._probe if self.writer.failing else _nothing).result(timeout=5)
 
     def size_bytes(self) -> int:
         """See :meth:`Store.size_bytes`."""
         return self.database.size_bytes()
+
+    def _probe(self) -> None:
+        self._connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
 
     def _append(self, delivery: Delivery) -> Receipt:
         receipt, commit = append(self._connection, self._memory, delivery)
@@ -394,6 +402,10 @@ class SqliteStore:
                 self._readers.append(reader)
             self._local.reader = reader
         return reader
+
+
+def _nothing() -> None:
+    pass
 
 
 def _first(blocks: Iterator[StepRows], limit: int) -> Iterator[StepRows]:

@@ -64,6 +64,7 @@ class Writer:
         self._lock = threading.Lock()
         self._closed = False
         self.errors = 0
+        self.failing = False
         self.commits = 0
         self.commit_seconds = 0.0
         self._thread = threading.Thread(target=self._run, name="gradwatch-writer", daemon=True)
@@ -134,6 +135,7 @@ class Writer:
         except BaseException as error:  # noqa: BLE001 - whatever it is, nobody may wait for ever
             self._lose(group, error)
             return
+        self.failing = False
         self.commits += 1
         self.commit_seconds += time.perf_counter() - started
         for job, result in done:
@@ -163,6 +165,7 @@ class Writer:
 
     def _lose(self, group: Sequence[Job], error: BaseException) -> None:
         self.errors += 1
+        self.failing = True
         log.error("nothing of %d writes was stored: %s", len(group), error)
         self._forget()
         if self.connection.in_transaction:
