@@ -159,8 +159,8 @@ class Batching:
 
 
 def _histogram(sample: Sample, layout: Layout) -> tuple[bytes, float] | None:
-    histogram = sample.stats.histogram
-    if histogram is None:
+    histogram, sampled = sample.stats.histogram, float(sample.stats.histogram_sampled)
+    # A histogram of nothing says nothing, and would make the whole delivery one that is refused.
+    if histogram is None or not 0.0 < sampled <= 1.0:
         return None
-    counts = layout.packer.pack_histogram(histogram.detach().cpu())
-    return counts, float(sample.stats.histogram_sampled)
+    return layout.packer.pack_histogram(histogram.detach().cpu()), sampled

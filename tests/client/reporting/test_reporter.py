@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.client.reporting.samples import IDENTITY, manifest, sample, settings
+import torch
+from tests.client.reporting.samples import IDENTITY, TENSORS, manifest, sample, settings
 from tests.guarantees.fault_server import FaultServer, always
 
 from gradwatch.reporting.backoff import Backoff
@@ -143,6 +144,36 @@ def test_a_sample_nobody_can_read_costs_itself_alone(
     assert server.steps() == Counter([0, 2])
     assert reporter.health().dropped == {"internal": 1}
     assert "expected" in str(reporter.health().last_error)
+
+
+@pytest.mark.parametrize("sampled", [0.0, 0.5, 1.0, 1.5, float("nan")])
+def test_a_histogram_travels_when_it_looked_at_something(
+    sampled: float, reporter: Reporter, server: FaultServer
+) -> None:
+    made = sample(0)
+    counts = torch.arange(TENSORS * 256, dtype=torch.int64).view(TENSORS, 256)
+    made.stats = replace(made.stats, histogram=counts, histogram_sampled=sampled)
+    reporter.put(made)
+    assert reporter.flush(5.0)
+    (report,) = server.stored.values()
+    if 0.0 < sampled <= 1.0:
+        assert report.histograms is not None
+        assert report.histograms.sampled == sampled
+        assert report.histograms.counts.to_list() == [counts.tolist()]
+    else:
+        assert report.histograms is None
+
+
+def test_numbers_beyond_the_wire_cost_no_delivery(reporter: Reporter, server: FaultServer) -> None:
+    """The worst step must not be the one that is refused: it is what people will ask about."""
+    reporter.put(sample(0, value=1e300))
+    reporter.put(sample(1, value=float("nan")))
+    assert reporter.flush(5.0)
+    (report,) = server.stored.values()
+    largest = report.tensors["norm"].to_list()[0][0]
+    assert largest == pytest.approx(3.4028234663852886e38)
+    assert report.tensors["norm"].to_list()[1] == [0.0] * TENSORS
+    assert report.tensors["max_abs"].to_list()[1] == [None] * TENSORS
 
 
 def test_a_callback_that_raises_costs_nothing(reporter: Reporter, server: FaultServer) -> None:
