@@ -9,6 +9,7 @@ server's CPU time from the operating system. A sample is one statistic of one te
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import json
 import os
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +73,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="durable ingest per server CPU second")
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--tensors", type=int, default=200)
+    parser.add_argument("--live", type=int, default=100, help="runs that report once a second")
+    parser.add_argument("--live-seconds", type=float, default=30.0)
     parser.add_argument("--serve", nargs=3, metavar=("STAGE", "STORE", "PORT"))
     given = parser.parse_args(arguments)
     if given.serve:
@@ -85,6 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
         for stage in STAGES:
             load = Load(stage, steps, given.tensors, given.seconds)
             show(load, measure(load))
+    print(live(given.live, given.tensors, given.live_seconds))
 
 
 def show(load: Load, result: Result) -> None:
@@ -100,28 +105,19 @@ def show(load: Load, result: Result) -> None:
 def measure(load: Load) -> Result:
     """Serve a fresh store, post for some seconds, and read what it cost the server."""
     bodies = [delivery(load, number) for number in range(DISTINCT)]
-    with tempfile.TemporaryDirectory() as folder:
-        store = Path(folder) / "bench.db"
-        port = free_port()
-        command = [sys.executable, "-m", "benchmarks.ingest", "--serve", load.stage, str(store)]
-        process = subprocess.Popen([*command, str(port)])
-        try:
-            wait_until_ready(port)
-            senders = [Sender(port, index, load, bodies) for index in range(CONNECTIONS)]
-            before, start = cpu_seconds(process.pid), time.perf_counter()
-            for sender in senders:
-                sender.start()
-            for sender in senders:
-                sender.join()
-            wall = time.perf_counter() - start
-            # What was put off is part of the price: wait until the server rests.
-            settle(process.pid)
-            cpu = cpu_seconds(process.pid) - before
-            rss = rss_megabytes(process.pid)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(30)
-        size = sum(p.stat().st_size for p in Path(folder).glob("bench.db*"))
+    with served(load) as (pid, port, folder):
+        senders = [Sender(port, index, load, bodies) for index in range(CONNECTIONS)]
+        before, start = cpu_seconds(pid), time.perf_counter()
+        for sender in senders:
+            sender.start()
+        for sender in senders:
+            sender.join()
+        wall = time.perf_counter() - start
+        # What was put off is part of the price: wait until the server rests.
+        settle(pid)
+        cpu = cpu_seconds(pid) - before
+        rss = rss_megabytes(pid)
+        size = sum(p.stat().st_size for p in folder.glob("bench.db*"))
     failures = [sender.failure for sender in senders if sender.failure]
     if failures:
         raise RuntimeError(failures[0])
@@ -138,6 +134,46 @@ def measure(load: Load) -> Result:
         rss,
         size / samples,
     )
+
+
+def live(runs: int, tensors: int, seconds: float) -> str:
+    """Many runs that each report one step a second: what the service needs to keep up."""
+    load = Load(STAGES[2], 1, tensors, seconds)
+    bodies = [delivery(load, number) for number in range(DISTINCT)]
+    with served(load) as (pid, port, _):
+        senders = [Sender(port, index, load, bodies) for index in range(runs)]
+        before, start = cpu_seconds(pid), time.perf_counter()
+        waits: list[float] = []
+        sequence, most = 0, 0.0
+        while time.perf_counter() - start < seconds:
+            for index, sender in enumerate(senders):
+                pause = start + sequence + index / runs - time.perf_counter()
+                time.sleep(max(0.0, pause))
+                waits.append(sender.send(sequence))
+            most = max(most, rss_megabytes(pid))
+            sequence += 1
+        wall, cpu = time.perf_counter() - start, cpu_seconds(pid) - before
+    waits.sort()
+    return (
+        f"{runs} runs x {tensors} tensors x {COLUMNS} statistics, one step a second each, "
+        f"for {wall:.0f} s: {cpu / wall * 100:.0f} % of one core, RSS at most {most:.0f} MB, "
+        f"ack p50 {waits[len(waits) // 2] * 1e3:.1f} ms, p99 {waits[int(len(waits) * 0.99)] * 1e3:.1f} ms"
+    )
+
+
+@contextlib.contextmanager
+def served(load: Load) -> Iterator[tuple[int, int, Path]]:
+    """Serve a fresh store as the load says; gives process id, port and folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        port = free_port()
+        command = [sys.executable, "-m", "benchmarks.ingest", "--serve", load.stage]
+        process = subprocess.Popen([*command, str(Path(folder) / "bench.db"), str(port)])
+        try:
+            wait_until_ready(port)
+            yield process.pid, port, Path(folder)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(30)
 
 
 class Sender(threading.Thread):
@@ -157,15 +193,18 @@ class Sender(threading.Thread):
 
     def run(self) -> None:
         """Post until the time is over."""
-        squeeze = zstandard.ZstdCompressor(level=1)
         end = time.perf_counter() + self._load.seconds
         sequence = 0
         while time.perf_counter() < end and self.failure is None:
-            body = squeeze.compress(self._body(sequence))
-            start = time.perf_counter()
-            self._ask("POST", f"/api/v1/runs/{self._run}/reports", body, wire.CONTENT_TYPE, "zstd")
-            self.waits.append(time.perf_counter() - start)
+            self.waits.append(self.send(sequence))
             sequence += 1
+
+    def send(self, sequence: int) -> float:
+        """Post one delivery and return how long the answer took, in seconds."""
+        body = zstandard.compress(self._body(sequence), 1)
+        start = time.perf_counter()
+        self._ask("POST", f"/api/v1/runs/{self._run}/reports", body, wire.CONTENT_TYPE, "zstd")
+        return time.perf_counter() - start
 
     def _body(self, sequence: int) -> bytes:
         made = self._bodies[sequence % len(self._bodies)]
