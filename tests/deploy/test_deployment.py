@@ -115,7 +115,7 @@ def test_every_service_is_hardened_and_bounded():
 def test_ports_are_bound_to_loopback():
     for service in SERVICES.values():
         for port in service.get("ports", []):
-            assert re.match(r"127\.0\.0\.1:|\$\{GRADWATCH_TLS_BIND:-127\.0\.0\.1\}:", port), port
+            assert re.match(r"127\.0\.0\.1:|\$\{STACK_TLS_BIND:-127\.0\.0\.1\}:", port), port
 
 
 def test_profiles_are_the_two_extras_and_the_rest_comes_up_by_itself():
