@@ -237,6 +237,13 @@ _CAUSES: Final[Mapping[tuple[str, str], tuple[Callable[[_Facts], str], str]]] = 
         ),
         "check that the loss still depends on the parameters (no_grad, detach) and is not zero",
     ),
+    ("vanishing", "converged"): (
+        lambda _: (
+            "every tensor fell by about the same factor and none is zero: training has "
+            "converged, or a schedule has ended"
+        ),
+        "nothing, if the loss is low; otherwise check the schedule and the scale of the loss",
+    ),
     ("vanishing", "initialisation"): (
         lambda _: "gradients shrink from layer to layer from the first steps on",
         "use an initialisation that fits the activation (Xavier for tanh and sigmoid, He for "

@@ -22,6 +22,13 @@ MOST_NAMED: Final = 16
 ALL_ALIKE: Final = 0.04  # of how much the tensors grew: nothing but a factor does that
 WEIGHTS_RECENT: Final = 16  # steps after a jump of the weights during which it is named as cause
 
+LOSS_CAUSES: Final = {
+    "zero": "dead_layer",
+    "low": "saturation",
+    "whole": "converged",
+    "depth": "initialisation",
+}
+
 Evidence = Mapping[str, float | int | str]
 
 
@@ -114,10 +121,12 @@ def vanishing_finding(
     """Finding of tensors that lost their gradient, the one nearest the output first."""
     present = int(signals.present[i].sum())
     whole = len(loss.columns) == present and present > 1
-    cause: str = {"zero": "dead_layer", "low": "saturation", "depth": "initialisation"}[loss.rule]
+    cause = LOSS_CAUSES[loss.rule]
     evidence: Evidence = {"tensors": len(loss.columns)}
-    if whole:
+    if whole and loss.rule == "zero":
         cause = "whole_gradient"
+    elif loss.rule == "whole":
+        cause = "converged"
     elif loss.rule != "depth":
         cause, evidence = _weights(weights, signals, (cause, evidence))
     names = tuple(signals.names[c] for c in reversed(loss.columns))
@@ -125,7 +134,7 @@ def vanishing_finding(
         kind="vanishing",
         step=signals.steps[i],
         onset_step=onset_step,
-        severity="critical" if whole and loss.rule == "zero" else "warning",
+        severity=_loss_severity(loss, whole=whole),
         rank=signals.rank,
         tensors=names,
         first_tensor=names[0],
@@ -135,6 +144,12 @@ def vanishing_finding(
         cause=cause,
         evidence=evidence,
     )
+
+
+def _loss_severity(loss: Loss, *, whole: bool) -> Severity:
+    if loss.rule == "whole":
+        return "info"
+    return "critical" if whole and loss.rule == "zero" else "warning"
 
 
 def oscillating_finding(signals: Signals, i: int, turning: Turning, *, onset_step: int) -> Finding:

@@ -32,7 +32,7 @@ class Loss:
     """Tensors that have lost their gradient at a step.
 
     Attributes:
-        rule: ``zero``, ``low`` or ``depth``.
+        rule: ``zero``, ``low``, ``whole`` (all fell together) or ``depth``.
         columns: Indices of the tensors, forward order.
         onset: Steps since which the first of them has been so.
         observed: Root of their summed squares now.
@@ -55,6 +55,7 @@ class VanishingState:
     longest: Counts = field(default_factory=lambda: np.zeros(0, np.int64))  # innocent run of zeros
     low: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
     depth: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
+    whole: int = 0  # steps in a row at which the typical tensor was that low
     seen: int = 0
 
     def copy(self) -> VanishingState:
@@ -106,7 +107,9 @@ def find_vanishing(
     distance = levels.distance(logs)
     live = present & ~zero
     _count_zeros(state, zero, present)
-    low = present & ~zero & alive & (distance < LOW)
+    together = min(0.0, float(np.median(distance[live]))) if live.any() else 0.0
+    # Where all fall together it is convergence or a schedule, which no tensor is to blame for.
+    low = live & alive & (distance < LOW) & (distance - together < 0.5 * LOW)
     state.low = np.where(low, state.low + 1, np.where(present, 0, state.low))
     found = []
     dead = alive & (state.zeros >= np.maximum(ZERO_STEPS, 3 * state.longest + ZERO_STEPS))
@@ -115,6 +118,9 @@ def find_vanishing(
     faint = state.low >= LOW_STEPS
     if faint.any():
         found.append(_loss("low", faint, int(state.low[faint].max()), logs, levels.level))
+    state.whole = state.whole + 1 if together < LOW else 0
+    if state.whole >= LOW_STEPS:
+        found.append(_loss("whole", live, state.whole, logs, levels.level))
     if state.seen <= DEPTH_LAST and (fading := _by_depth(state, logs, live, numel, weights)):
         found.append(fading)
     levels.accept(logs, live)
@@ -137,7 +143,7 @@ def is_calm(state: VanishingState, logs: Floats, live: Flags) -> bool:
         return False
     if not live.all():
         return False
-    if state.low.any() or state.zeros.any() or not levels.settled():
+    if state.whole or state.low.any() or state.zeros.any() or not levels.settled():
         return False
     rise = len(logs) * GAIN * LARGEST_RISE
     return bool((logs - levels.level).min() - rise > LOW)
