@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -82,6 +82,7 @@ def build(settings: Settings, store: Store) -> Service:
     analyser.time_ticks(instruments.detection.observe)
     instruments.queue(capacity=ingest.backlog.capacity, length=lambda: ingest.backlog.reports)
     instruments.storage_size(store.size_bytes)
+    store.on_write(_written(instruments))
     limits = Limits(settings.max_series, settings.max_series_per_run, settings.value_ttl_seconds)
     return Service(
         settings=settings,
@@ -105,6 +106,16 @@ def _notifier(settings: Settings, instruments: Instruments) -> Notifier | None:
         level=settings.notify_level,
         count=lambda outcome: instruments.notifications.labels(outcome).inc(),
     )
+
+
+def _written(instruments: Instruments) -> Callable[[float, bool], None]:
+    def seen(seconds: float, stored: bool) -> None:  # noqa: FBT001 - the signature of on_write
+        if stored:
+            instruments.storage_write.observe(seconds)
+        else:
+            instruments.storage_errors.inc()
+
+    return seen
 
 
 def get_service(request: Request) -> Service:

@@ -270,3 +270,14 @@ def test_rejections_are_counted_by_reason(service, registered):
     assert counted("invalid") == before["invalid"] + 1
     assert counted("conflict") == before["conflict"] + 1
     assert counted("overload") == before["overload"]
+
+
+def test_zstd_bodies_of_several_frames_and_of_unknown_size_are_read(service, registered):
+    body = json.dumps(report(registered)).encode()
+    squeeze = zstandard.ZstdCompressor(write_content_size=False)
+    several = zstandard.compress(body[:100]) + squeeze.compress(body[100:])
+    headers = {"content-type": "application/json", "content-encoding": "zstd"}
+
+    for sent in (several, squeeze.compress(body)):
+        answer = service.http.post(registered["path"], content=sent, headers=headers)
+        assert answer.status_code == 200, answer.text

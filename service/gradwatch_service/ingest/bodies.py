@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import zlib
 from typing import Any
@@ -89,9 +90,16 @@ def _gunzip(body: bytes, limit: int) -> bytes:
 
 
 def _unzstd(body: bytes, limit: int) -> bytes:
-    # Streamed: the size that a frame claims is the sender's, and must not decide an allocation.
-    # The window is bounded too, since it is allocated before anything is read.
-    reader = zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(body)
+    # The window is bounded, since it is allocated before anything is read.
+    inflate = zstandard.ZstdDecompressor(max_window_size=2**27)
+    claimed = zstandard.frame_content_size(body)
+    if claimed > limit:
+        raise _too_large(limit)
+    if claimed > 0:
+        with contextlib.suppress(zstandard.ZstdError):
+            return inflate.decompress(body, max_output_size=limit, allow_extra_data=False)
+    # Several frames, or one that does not say its size: piece by piece, up to the limit.
+    reader = inflate.stream_reader(body, read_across_frames=True)
     pieces, total = [], 0
     while piece := reader.read(PIECE):
         total += len(piece)

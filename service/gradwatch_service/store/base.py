@@ -214,6 +214,9 @@ class Store(Protocol):
     def on_commit(self, listener: Callable[[Sequence[Commit]], None]) -> None:
         """Call ``listener`` after every durable commit, in order; it must be quick and not raise."""
 
+    def on_write(self, seen: Callable[[float, bool], None]) -> None:
+        """Call ``seen`` after every transaction with its seconds and whether it was stored."""
+
     def start(self) -> None:
         """Begin the work that goes on in the background: chunks, roll-ups, retention."""
 

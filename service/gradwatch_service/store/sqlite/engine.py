@@ -90,6 +90,10 @@ class SqliteStore:
         """See :meth:`Store.on_commit`."""
         self._listeners.append(listener)
 
+    def on_write(self, seen: Callable[[float, bool], None]) -> None:
+        """See :meth:`Store.on_write`."""
+        self.writer.seen = seen
+
     def start(self) -> None:
         """See :meth:`Store.start`."""
         self.maintenance.start()

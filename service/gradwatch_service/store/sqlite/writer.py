@@ -63,10 +63,8 @@ class Writer:
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
-        self.errors = 0
         self.failing = False
-        self.commits = 0
-        self.commit_seconds = 0.0
+        self.seen: Callable[[float, bool], None] = _unseen
         self._thread = threading.Thread(target=self._run, name="gradwatch-writer", daemon=True)
         self._thread.start()
 
@@ -134,10 +132,10 @@ class Writer:
             self.connection.execute("COMMIT")
         except BaseException as error:  # noqa: BLE001 - whatever it is, nobody may wait for ever
             self._lose(group, error)
+            self.seen(time.perf_counter() - started, False)  # noqa: FBT003 - a callback's argument
             return
         self.failing = False
-        self.commits += 1
-        self.commit_seconds += time.perf_counter() - started
+        self.seen(time.perf_counter() - started, True)  # noqa: FBT003 - a callback's argument
         for job, result in done:
             if not job.future.cancelled():
                 job.future.set_result(result)
@@ -164,7 +162,6 @@ class Writer:
             done.append((job, result))
 
     def _lose(self, group: Sequence[Job], error: BaseException) -> None:
-        self.errors += 1
         self.failing = True
         log.error("nothing of %d writes was stored: %s", len(group), error)
         self._forget()
@@ -174,3 +171,7 @@ class Writer:
         for job in group:
             if not job.future.done():
                 job.future.set_exception(reason)
+
+
+def _unseen(_: float, stored: bool) -> None:  # noqa: FBT001 - the signature of on_write
+    del stored
