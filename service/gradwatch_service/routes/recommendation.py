@@ -71,16 +71,17 @@ def get_recommendation(
     With ``default`` given, ``effective_threshold`` is never null: a script can follow it from the
     first step on.
     """
-    given = recommendation(
-        service,
-        record,
-        policy,
-        _asked(preference, default, minimum, maximum),
-        optimizer=optimizer,
-        removed_energy=removed_energy,
-        with_prior=prior,
-        now=time.time(),
-    )
+    with service.instruments.recommendation.time():
+        given = recommendation(
+            service,
+            record,
+            policy,
+            _asked(preference, default, minimum, maximum),
+            optimizer=optimizer,
+            removed_energy=removed_energy,
+            with_prior=prior,
+            now=time.time(),
+        )
     return cacheable(request, given)
 
 
