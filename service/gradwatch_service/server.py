@@ -22,6 +22,7 @@ from gradwatch_service.store.opening import open_store
 __all__ = ["ServeError", "Server", "address", "bind", "serve"]
 
 KEEP_ALIVE_SECONDS = 75
+OPEN_FILES = 65_536
 M_ARENA_MAX = -8  # malloc.h
 
 
@@ -54,6 +55,7 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     """
     check_exposure(settings)
     bound_arenas()
+    _allow_connections()
     listener = bind(settings)
     try:
         app = create_app(settings, open_store(settings))
@@ -167,6 +169,19 @@ def bound_arenas() -> None:
     # full of holes: two heaps hold the same work in half the memory.
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
+
+
+def _allow_connections() -> None:
+    # Every job keeps a connection; the usual soft limit of 1024 files is a few hundred jobs.
+    try:
+        import resource  # noqa: PLC0415  POSIX only
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+        if soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (ImportError, OSError, ValueError):
+        return  # the limit stays as it is; connections beyond it wait
 
 
 def _stop_on_signals(server: uvicorn.Server) -> None:

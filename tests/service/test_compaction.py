@@ -246,3 +246,23 @@ def test_any_order_overlap_and_moment_of_compaction_reads_the_same(tmp_path_fact
         assert store.run("run").steps == len(model)
     finally:
         store.close()
+
+
+def test_a_deleted_run_leaves_nothing_behind_and_others_alone(store, small_chunks):
+    store.register("other", MANIFEST, now=time.time())
+    for sequence in range(20):
+        append(store, range(sequence * 64, sequence * 64 + 64), sequence=sequence)
+    made = delivery("other", jobs.report(range(64)), MANIFEST)
+    store.append(made).result()
+    store.maintenance.compact(quiet=True)
+    append(store, range(1280, 1300), sequence=20)
+
+    store.delete("run")
+    assert store.maintenance.purge() > 0
+    assert store.maintenance.purge() == 0
+
+    with store.database.reader() as connection:
+        for table in ("delivery", "chunk", "chunk_tensor", "rollup", "stream", "manifest"):
+            runs = connection.execute(f"SELECT DISTINCT run_id FROM {table}").fetchall()  # noqa: S608 - our names
+            assert runs == [(2,)], table
+    assert len(list(store.read("other", **WHOLE))[0]) == 64

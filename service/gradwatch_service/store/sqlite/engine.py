@@ -35,7 +35,7 @@ from gradwatch_service.store.sqlite.file import Database, lock, open_database
 from gradwatch_service.store.sqlite.maintenance import Maintenance
 from gradwatch_service.store.sqlite.reading import Moved, Reader, Selection
 from gradwatch_service.store.sqlite.registering import load_manifest, register
-from gradwatch_service.store.sqlite.removing import delete_run
+from gradwatch_service.store.sqlite.removing import forget_run
 from gradwatch_service.store.sqlite.schema import APPLICATION_ID
 from gradwatch_service.store.sqlite.state import Memory
 from gradwatch_service.store.sqlite.writer import Writer
@@ -205,7 +205,7 @@ class SqliteStore:
         def work() -> None:
             state = self._memory.run(run)
             self._memory.release(run)
-            delete_run(self._connection, state.id, time.time())
+            forget_run(self._connection, state.id, time.time())
             self._completeness.forget(state.id)
             self._pending.append(Commit(kind="deleted", run=run, project=state.project))
 

@@ -25,6 +25,7 @@ from gradwatch_service.store.sqlite.file import Database
 from gradwatch_service.store.sqlite.keeping import Candidate, candidates, drop_detail, used_bytes
 from gradwatch_service.store.sqlite.reading import Moved, Piece, Reader
 from gradwatch_service.store.sqlite.registering import load_manifest
+from gradwatch_service.store.sqlite.removing import purge_slice, unpurged
 from gradwatch_service.store.sqlite.writer import Writer
 
 __all__ = ["Maintenance"]
@@ -123,6 +124,17 @@ class Maintenance:
         work = functools.partial(drop_detail, self._writer.connection, candidate)
         self._writer.call(work)
 
+    def purge(self) -> int:
+        """Delete what deleted runs left, a slice at a time; return how many slices."""
+        with contextlib.closing(self._database.reader()) as connection:
+            runs = unpurged(connection)
+        slices = 0
+        for run_id in runs:
+            work = functools.partial(purge_slice, self._writer.connection, run_id)
+            while not self._stop.is_set() and self._writer.call(work):
+                slices += 1
+        return slices
+
     def shrink(self) -> None:
         """Give free pages back to the disk and write the journal into the file."""
         with contextlib.closing(self._database.reader()) as connection:
@@ -152,7 +164,7 @@ class Maintenance:
         done = self.compact(quiet=False)
         if time.monotonic() >= self._next_retention:
             self._next_retention = time.monotonic() + RETENTION_SECONDS
-            done += self.retain()
+            done += self.retain() + self.purge()
         if not done and not self._hot and not self._quiet_since_checkpoint:
             self._quiet_since_checkpoint = True
             self.shrink()
