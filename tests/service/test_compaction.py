@@ -265,4 +265,4 @@ def test_a_deleted_run_leaves_nothing_behind_and_others_alone(store, small_chunk
         for table in ("delivery", "chunk", "chunk_tensor", "rollup", "stream", "manifest"):
             runs = connection.execute(f"SELECT DISTINCT run_id FROM {table}").fetchall()  # noqa: S608 - our names
             assert runs == [(2,)], table
-    assert len(list(store.read("other", **WHOLE))[0]) == 64
+    assert len(next(iter(store.read("other", **WHOLE)))) == 64
