@@ -71,6 +71,7 @@ class Learner:
             tags={"clipping": "on" if clipped else "off", "seed": str(seed)},
             url=url,
             mode="online",
+            every=1,
         )
         return cls(run, clipped, model, optimizer, watch)
 
