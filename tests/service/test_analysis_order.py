@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from tests.service.analysed import (
+    MANIFEST,
     MemoryStore,
     analysis_of,
     healthy_rows,
@@ -16,7 +17,9 @@ from tests.service.analysed import (
     troubled_rows,
 )
 
+from gradwatch_service.analysis.gaps import GapWatch
 from gradwatch_service.rows import StepRows
+from gradwatch_service.store.base import Gap, Stream
 
 STEPS = 200
 
@@ -212,3 +215,18 @@ def test_a_replica_whose_parameters_drift_is_noticed_by_its_checksum() -> None:
     other = replace(other, scalars={**other.scalars, "weight_checksum": drifted})
     (notice,) = _in_order(lead, other)
     assert (notice["kind"], notice["opened_step"], notice["ranks"]) == ("replicas_apart", 100, [1])
+
+
+def test_a_shard_that_stops_is_missing_although_it_never_has_steps_of_its_own() -> None:
+    watch = GapWatch(30)
+    whole = Stream(0, "default", 0, MANIFEST, 0, 40, 41, None)
+    for now in range(0, 61, 5):
+        gaps = {
+            0: Gap(now, now, {"default": 40 + now}),
+            1: Gap(now, now, {"default": 40 + now}),
+            2: Gap(7, 7, {"default": 40}),
+        }
+        watch.look([whole], gaps, "default", float(now))
+        watch.look_at_shards([1, 2], gaps, "default", float(now))
+    gone, _ = watch.missing(60.0)
+    assert gone == (2,)

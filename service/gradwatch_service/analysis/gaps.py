@@ -77,6 +77,25 @@ class GapWatch:
             look_again=min(deadlines, default=None),
         )
 
+    def look_at_shards(
+        self, shards: Sequence[int], gaps: Mapping[int, Gap], optimizer: str, now: float
+    ) -> None:
+        """Watch ranks that only send their part of sharded tensors.
+
+        Their steps count once combined, so a shard that stops shows in its deliveries alone.
+
+        Args:
+            shards: Ranks without steps of their own.
+            gaps: Completeness of the deliveries of each rank.
+            optimizer: The optimizer whose steps these are.
+            now: Clock reading, seconds.
+        """
+        ends = {rank: gaps[rank].steps.get(optimizer, -1) for rank in shards if rank in gaps}
+        newest = max((gap.steps.get(optimizer, -1) for gap in gaps.values()), default=-1)
+        for rank, end in ends.items():
+            behind = end if end < newest else None
+            self._over(self._behind_since, rank, behind, RANK_MISSING_SECONDS, now)
+
     def missing(self, now: float) -> tuple[tuple[int, ...], float | None]:
         """Ranks that stopped while others went on, and when to look again.
 

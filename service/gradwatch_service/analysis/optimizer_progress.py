@@ -87,7 +87,11 @@ class OptimizerProgress:
             self._late = late[0] if self._late is None else min(late[0], self._late)
 
     def tick(
-        self, streams: Sequence[Stream], gaps: Mapping[int, Gap], now: float
+        self,
+        streams: Sequence[Stream],
+        gaps: Mapping[int, Gap],
+        now: float,
+        shards: Sequence[int] = (),
     ) -> tuple[list[Incident], float | None]:
         """Advance as far as the reports reach.
 
@@ -95,6 +99,7 @@ class OptimizerProgress:
             streams: The streams that have steps, one per rank, lowest rank first.
             gaps: Completeness of the deliveries of each rank.
             now: Clock reading.
+            shards: Ranks that only send their part of sharded tensors.
 
         Returns:
             The incidents that changed, and the clock reading at which to look again: ``now``
@@ -112,6 +117,7 @@ class OptimizerProgress:
             changed += self._take_in(rows, end, reach)
         more = self.state.position < reach.end
         self.complete = reach.complete and not more
+        self._watch.look_at_shards(shards, gaps, self._context.optimizer, now)
         gone, overdue = self._watch.missing(now)
         changed += self._missing_ranks(gone)
         waits = [due for due in (reach.look_again, overdue) if due is not None]

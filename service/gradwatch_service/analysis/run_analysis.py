@@ -52,13 +52,17 @@ class RunAnalysis:
         changed: list[Incident] = []
         again: list[float] = []
         gaps: dict[int, dict[int, Gap]] = {}
-        for key, streams in self._streams().items():
+        for key, every in self._streams().items():
             attempt = key[0]
+            streams = [stream for stream in every if stream.last_step is not None]
+            if not streams:
+                continue
             if attempt not in gaps:
                 gaps[attempt] = self._store.gaps(self.run, attempt)
             if key not in self.progress:
                 self.progress[key] = self._open(streams, gaps[attempt])
-            found, look_again = self.progress[key].tick(streams, gaps[attempt], now)
+            shards = [stream.rank for stream in every if stream.last_step is None]
+            found, look_again = self.progress[key].tick(streams, gaps[attempt], now, shards)
             changed += found
             again += [] if look_again is None else [look_again]
         changed += self._dropped_notice()
@@ -93,8 +97,7 @@ class RunAnalysis:
     def _streams(self) -> dict[OptimizerKey, list[Stream]]:
         found: dict[OptimizerKey, list[Stream]] = {}
         for stream in sorted(self._store.streams(self.run), key=lambda stream: stream.rank):
-            if stream.last_step is not None:
-                found.setdefault((stream.attempt, stream.optimizer), []).append(stream)
+            found.setdefault((stream.attempt, stream.optimizer), []).append(stream)
         return dict(sorted(found.items()))
 
     def _open(self, streams: list[Stream], gaps: dict[int, Gap]) -> OptimizerProgress:
