@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 from gradwatch_service.access import Access
 from gradwatch_service.analysis.analyser import Analyser
 from gradwatch_service.analysis.announcer import Announcer
+from gradwatch_service.analysis.incident_log import IncidentLog
 from gradwatch_service.events import EventHub
 from gradwatch_service.exposition.page import Exposition, Limits
 from gradwatch_service.exposition.tags import TagLabels
@@ -42,7 +43,11 @@ class Service:
 
     def start(self) -> None:
         """Start what runs in the background, with what was known before the last stop."""
-        self.live.restore(_recent(self.store, self.settings.info_ttl_seconds))
+        recent = list(_recent(self.store, self.settings.info_ttl_seconds))
+        self.live.restore(recent)
+        for record in recent:
+            log = IncidentLog(self.store.documents(record.run, "incident"))
+            self.live.recall(record.run, active=log.active(), total=log.total())
         self.store.start()
         if self.notifier is not None:
             self.notifier.start()

@@ -166,8 +166,11 @@ def test_counters_survive_a_kill_and_are_back_on_the_first_page(tmp_path):
     store = tmp_path / "gradwatch.db"
     with serve_process(store) as first:
         for sequence in range(3):
-            answer = report(first.http, sequence, steps=[sequence], clipped_count=2)
+            columns = {"clipped_count": 2, "nonfinite_count": int(sequence == 1)}
+            answer = report(first.http, sequence, steps=[sequence], **columns)
             assert answer.status_code == 200
+        total = {**R, "kind": "nonfinite"}
+        poll(lambda: scrape(first.http).value("gradwatch_run_incidents_total", **total) == 1)
         before = scrape(first.http)
         first.kill()
 
@@ -179,6 +182,26 @@ def test_counters_survive_a_kill_and_are_back_on_the_first_page(tmp_path):
         if name[0].endswith("_total") and ("run", "demo") in name[1]:
             assert after.samples[name] == value
     assert after.value("gradwatch_run_gradient_norm", **R) == 0.5
+
+
+def test_what_a_client_dropped_is_counted_by_reason_even_without_steps(service):
+    registered = service.http.put("/api/v1/runs/demo", json=MANIFEST).json()
+    empty = {
+        "manifest": registered["manifest"],
+        "sequence": 0,
+        "steps": [],
+        "tensors": {"norm": []},
+        "dropped": {"queue_full": 7, "a reason of its own": 2},
+    }
+    service.http.post("/api/v1/runs/demo/reports", json=empty).raise_for_status()
+
+    page = scrape(service.http)
+
+    dropped = "gradwatch_client_dropped_reports_total"
+    assert page.value(dropped, **R, reason="queue_full") == 7
+    assert page.value(dropped, **R, reason="a reason of its own") == 2
+    assert page.value(dropped, **R, reason="spool_full") == 0
+    assert page.value("gradwatch_run_steps_total", **R) == 0
 
 
 def test_hostile_names_arrive_escaped_or_are_refused_but_never_break_the_page(service):

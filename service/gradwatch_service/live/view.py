@@ -104,6 +104,15 @@ class LiveView:
         for record in records:
             self._describe(record)
 
+    def recall(self, run: str, *, active: Mapping[str, int], total: Mapping[str, int]) -> None:
+        """Take over a run's incidents as stored, before analysis has had another look.
+
+        Without it, the first page after a start would say 0 and the second 3: three new incidents
+        to everybody who counts.
+        """
+        analysed = Analysed(known=True, active=dict(active), total=dict(total))
+        self._update(run, analysed=analysed)
+
     def committed(self, commits: Sequence[Commit]) -> None:
         """Take over what a transaction changed; a listener of the store."""
         for commit in commits:
