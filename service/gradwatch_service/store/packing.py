@@ -94,7 +94,8 @@ def _store(values: Array, level: int) -> tuple[int, bytes]:
     if not flat.size:
         return RAW, b""
     bits = flat.view(f"u{flat.dtype.itemsize}")
-    if (bits == bits[0]).all():
+    # Its ends differ in nearly every column that is not constant: then nothing more is compared.
+    if bits[0] == bits[-1] and (bits == bits[0]).all():
         return CONSTANT, flat[:1].tobytes()
     if flat.dtype.kind == "i" and flat.size > 2 and _rises_evenly(flat):
         return PROGRESSION, flat[:2].tobytes()
