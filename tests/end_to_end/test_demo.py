@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -94,6 +95,32 @@ def test_keep_serving_serves_until_it_is_interrupted():
                 assert page.status == 200
             process.send_signal(signal.SIGINT)
             assert process.wait(60) == 0
+        finally:
+            process.kill()
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(f"{url}/readyz", timeout=5)  # noqa: S310  our own address
+
+
+def test_a_port_that_is_taken_is_one_line_and_wrong_use():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            demo("--port", str(port)), check=False, capture_output=True, text=True, timeout=60
+        )
+
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"gradwatch demo: port {port} is not free")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_demo_that_is_terminated_ends_its_service():
+    with subprocess.Popen(
+        demo(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        url = process.stderr.readline().removeprefix("service at ").partition(";")[0]
+        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.wait(60) == 130
         finally:
             process.kill()
     with pytest.raises(urllib.error.URLError):

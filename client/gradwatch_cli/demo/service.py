@@ -63,10 +63,11 @@ def running_service(port: int = 0, *, options: Sequence[str] = ()) -> Iterator[D
         options: Further options of ``gradwatch serve``.
 
     Raises:
-        CommandError: The service did not start; the last line it printed says why.
+        CommandError: The port is taken, or the service did not start; the last line it printed says
+            why.
     """
     with tempfile.TemporaryDirectory(prefix="gradwatch-demo-") as folder:
-        port = port or _free_port()
+        port = _free_port(port)
         log = Path(folder, "service.log")
         command = [sys.executable, "-m", "gradwatch_cli", "serve", "--host", "127.0.0.1"]
         command += ["--port", str(port), "--store", f"sqlite:///{folder}/demo.db", *options]
@@ -117,8 +118,16 @@ def _direct() -> urllib.request.OpenerDirector:
     return urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def _free_port() -> int:
+def _free_port(wanted: int) -> int:
+    """The port that was asked for, or any free one for 0."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        # As the server does: a port whose last connections are still closing is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError as error:
+            # Found here rather than later: whoever holds the port might answer in the service's place.
+            message = f"port {wanted} is not free ({error.strerror}); leave --port out to take any"
+            raise CommandError(message, code=2) from error
         port: int = probe.getsockname()[1]
         return port
