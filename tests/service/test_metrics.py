@@ -117,6 +117,19 @@ def test_refused_reports_are_counted_by_reason_and_change_no_run(service):
     assert page.value("gradwatch_run_steps_total", **R) == 1
 
 
+def test_chosen_tags_are_labels_of_the_info_and_follow_an_edit(tmp_path):
+    with serving(tmp_path, metric_tags=("team", "cost-centre")) as service:
+        tags = {"team": "vision", "cost-centre": "7", "secret": "x"}
+        service.http.put("/api/v1/runs/demo", json=MANIFEST | {"tags": tags})
+        (before, _) = scrape(service.http).named("gradwatch_run_info")[0]
+        service.http.patch("/api/v1/runs/demo", json={"tags": {"team": "speech"}})
+        (after, _) = scrape(service.http).named("gradwatch_run_info")[0]
+
+    assert (before["team"], before["cost_centre"]) == ("vision", "7")
+    assert "secret" not in before
+    assert after["team"] == "speech"
+
+
 def test_requests_are_counted_by_route_and_never_by_what_clients_make_up(service):
     for path in ("/api/v1/runs/never-was", "/no/such/place", "/metrics"):
         service.http.get(path)

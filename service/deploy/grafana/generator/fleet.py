@@ -22,7 +22,7 @@ _TO_SERIES_RUN = link(
 
 _RUNS = table(
     "Runs",
-    "Every run of the last day, worst first when sorted by open incidents. Click a run to open it. "
+    "Every run of the last day, those with open incidents first. Click a run to open it. "
     "A reported age of minutes on a run that is not finished: look at its machine.",
     [
         target(f"gradwatch_run_info{{{SCOPE}}}", instant=True),
@@ -51,6 +51,7 @@ _RUNS = table(
         "Value #G": ("Last report", "s"),
     },
     links={"Run": _TO_RUN},
+    worst="Open incidents",
 )
 
 BOARD = dashboard(

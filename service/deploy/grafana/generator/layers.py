@@ -118,6 +118,7 @@ BOARD = dashboard(
                     "group": ("Group", "string"),
                     "Value": ("Largest", "sci"),
                 },
+                worst="Largest",
             ),
         ),
     ],

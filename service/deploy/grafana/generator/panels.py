@@ -108,7 +108,11 @@ def stat(
     zero: str = "",
     text: str = "value",
 ) -> Json:
-    """One large number per series. ``limits``: from this value on this colour, lowest first."""
+    """One large number per series, as it is now. ``limits``: from this value on this colour.
+
+    Instant queries: over a range, a state that ended an hour ago would still be shown.
+    """
+    now = [{**query, "instant": True, "range": False} for query in targets]
     steps: list[Json] = [{"color": "text" if limits is None else "green", "value": None}]
     steps += [{"color": colour, "value": value} for value, colour in limits or []]
     mappings = (
@@ -118,7 +122,7 @@ def stat(
         "type": "stat",
         "title": title,
         "description": description,
-        "targets": targets,
+        "targets": now,
         "fieldConfig": {
             "defaults": {
                 "unit": unit,
@@ -203,10 +207,12 @@ def table(
     *,
     columns: dict[str, tuple[str, str]],
     links: dict[str, Json] | None = None,
+    worst: str = "",
 ) -> Json:
     """Rows joined from several instant queries on the labels they share.
 
     ``columns`` gives, in order, each field to show: its heading and unit; the rest is hidden.
+    Rows are sorted by the column called ``worst``, largest first.
     """
     overrides: list[Json] = []
     for heading, unit in columns.values():
@@ -240,5 +246,10 @@ def table(
                 },
             },
         ],
-        "options": {"showHeader": True, "cellHeight": "sm", "footer": {"show": False}},
+        "options": {
+            "showHeader": True,
+            "cellHeight": "sm",
+            "footer": {"show": False},
+            "sortBy": [{"displayName": worst, "desc": True}] if worst else [],
+        },
     }
