@@ -24,6 +24,9 @@ COMMANDS: dict[str, Entry] = {
         "gradwatch_cli.commands.demo",
         "train a small LSTM with injected trouble and see what the service saw",
     ),
+    "exec": Entry(
+        "gradwatch_cli.commands.exec", "run a training script and watch it without changing it"
+    ),
     "sync": Entry(
         "gradwatch_cli.commands.sync", "deliver what an offline or unlucky run left in its spool"
     ),

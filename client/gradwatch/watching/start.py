@@ -34,10 +34,16 @@ from gradwatch.watching.tracked import Tracked
 from gradwatch.watching.watch import Watch
 from gradwatch_wire import manifest_hash
 
-__all__ = ["watch"]
+__all__ = ["is_watched", "watch"]
 
 # Optimizer -> the Watch that has it, both weakly: watching again replaces, and keeps nothing alive.
 _watched: "weakref.WeakKeyDictionary[Optimizer, weakref.ref[Watch]]" = weakref.WeakKeyDictionary()
+
+
+def is_watched(optimizer: Optimizer) -> bool:
+    """Whether an optimizer has a Watch."""
+    watch_of = _watched.get(optimizer)
+    return watch_of is not None and watch_of() is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,94 @@
+"""What ``gradwatch exec`` does inside a script that knows nothing of gradwatch."""
+
+import gc
+import logging
+import os
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from torch import nn
+from torch.optim import Optimizer
+
+from gradwatch import clip
+from gradwatch.clipping.policies import Policy
+from gradwatch.errors import PolicyError
+from gradwatch.watching.start import is_watched, watch
+
+__all__ = ["POLICIES", "parse_clip", "watch_everything"]
+
+# More optimizers than this in one process is one per parameter: stepping inside backward().
+MOST_OPTIMIZERS = 16
+POLICIES: dict[str, Callable[[float], Policy]] = {
+    "value": clip.value,
+    "norm": clip.norm,
+    "per_tensor": clip.per_tensor,
+    "agc": clip.agc,
+}
+
+_logger = logging.getLogger("gradwatch")
+Kind = TypeVar("Kind")
+
+
+def parse_clip(text: str | None) -> Policy | None:
+    """Read ``value=1.0``, or several joined by commas to a chain.
+
+    Raises:
+        PolicyError: Another policy, or a number that cannot limit anything.
+
+    Example:
+        >>> parse_clip("value=1.0,norm=0.5").kind
+        'chain'
+    """
+    if not text:
+        return None
+    parts = [_parse_one(part) for part in text.split(",")]
+    return parts[0] if len(parts) == 1 else clip.chain(*parts)
+
+
+def _parse_one(part: str) -> Policy:
+    name, _, number = part.strip().partition("=")
+    if name not in POLICIES:
+        raise PolicyError(f"{part!r}: write {', '.join(f'{known}=NUMBER' for known in POLICIES)}.")
+    try:
+        return POLICIES[name](float(number))
+    except ValueError as error:
+        raise PolicyError(f"{part!r}: {error}") from None
+
+
+def watch_everything(optimizer: Optimizer) -> None:
+    """Watch all optimizers of this process, with the model that holds their parameters.
+
+    Called inside the first step of the first optimizer, whose gradients are the first that count.
+    A script that watches itself is left alone.
+    """
+    found = [each for each in _living(Optimizer) if each.param_groups]
+    if any(is_watched(each) for each in found):
+        return
+    if len(found) > MOST_OPTIMIZERS:
+        _logger.warning(
+            "gradwatch exec: %d optimizers, one per parameter it seems; this is not watched. "
+            "Call gradwatch.watch() in the script.",
+            len(found),
+        )
+        return
+    named = {"default": optimizer}
+    for number, each in enumerate(other for other in found if other is not optimizer):
+        named[f"optimizer_{number + 1}"] = each
+    watch(_model_of(optimizer), named, clip=parse_clip(os.environ.get("GRADWATCH_EXEC_CLIP")))
+
+
+def _model_of(optimizer: Optimizer) -> nn.Module | None:
+    """Return the outermost module that holds the optimizer's parameters, for their names."""
+    wanted = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    best: tuple[int, nn.Module] | None = None
+    for module in _living(nn.Module):
+        held = len(wanted & {id(p) for p in module.parameters()})
+        size = sum(1 for _ in module.modules())
+        if held and (best is None or (held, size) > (best[0], sum(1 for _ in best[1].modules()))):
+            best = (held, module)
+    return None if best is None else best[1]
+
+
+def _living(kind: type[Kind]) -> Iterator[Kind]:
+    # type() and not isinstance(): lazy objects answer the latter by importing half the world.
+    return (each for each in gc.get_objects() if issubclass(type(each), kind))
