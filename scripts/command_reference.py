@@ -29,7 +29,7 @@ def main() -> None:
         print(f"| [`gradwatch {name}`](#gradwatch-{name}) | {entry.help} |")
     for name in sorted(COMMANDS):
         print(f"\n## gradwatch {name}\n")
-        print("\n".join(section(f"gradwatch {name}", command(name))))
+        print("\n".join(section(f"gradwatch {name}", command(name))).rstrip("\n"))
 
 
 def command(name: str) -> Any:
@@ -65,8 +65,7 @@ def usage(title: str, parameters: list[Any]) -> Iterator[str]:
         names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
         help_text = (option.help or "").replace("|", "\\|")
         yield f"| {names} | {default(option.default)} | {help_text} |"
-    if options:
-        yield ""
+    yield ""
 
 
 def default(value: Any) -> str:

@@ -27,20 +27,20 @@ FEWEST_STEPS = 160  # the detectors need a calm stretch before each trouble
 
 def command(
     steps: Annotated[
-        int, typer.Option(min=FEWEST_STEPS, max=100_000, help="optimizer steps of each training")
+        int, typer.Option(min=FEWEST_STEPS, max=100_000, help="Optimizer steps of each training.")
     ] = 500,
     *,
     compare: Annotated[
-        bool, typer.Option(help="train the same seed without clipping beside it")
+        bool, typer.Option(help="Train the same seed without clipping beside it.")
     ] = True,
     keep_serving: Annotated[
-        bool, typer.Option("--keep-serving", help="leave the page up until Ctrl-C")
+        bool, typer.Option("--keep-serving", help="Leave the page up until Ctrl-C.")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="seed of weights and batches")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and batches.")] = 0,
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="port of the service; 0 takes a free one")
+        int, typer.Option(min=0, max=65535, help="Port of the service; 0 takes a free one.")
     ] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Train a small LSTM on real text with injected trouble and see what the service saw.
 
