@@ -20,7 +20,7 @@ LOW_STEPS: Final = 4
 DEPTH_LOW: Final = math.log(2e-3)  # of the largest root mean square among the weights
 DEPTH_STEPS: Final = 6
 DEPTH_LAST: Final = 60  # the rule by depth looks at the first steps only
-DEPTH_NUMEL: Final = 32
+FEW_ELEMENTS: Final = 32
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -112,10 +112,13 @@ def find_vanishing(
     low = live & alive & (distance < LOW) & (distance - together < 0.5 * LOW)
     state.low = np.where(low, state.low + 1, np.where(present, 0, state.low))
     found = []
-    dead = alive & (state.zeros >= np.maximum(ZERO_STEPS, 3 * state.longest + ZERO_STEPS))
+    # A handful of elements may all be zero, or all be small, by chance.
+    few = (numel < FEW_ELEMENTS) & live.any()
+    needed = 3 * state.longest + np.where(few, 2 * ZERO_STEPS, ZERO_STEPS)
+    dead = alive & (state.zeros >= needed)
     if dead.any():
         found.append(_loss("zero", dead, int(state.zeros[dead].max()), logs, levels.level))
-    faint = state.low >= LOW_STEPS
+    faint = state.low >= np.where(few, 3 * LOW_STEPS, LOW_STEPS)
     if faint.any():
         found.append(_loss("low", faint, int(state.low[faint].max()), logs, levels.level))
     state.whole = state.whole + 1 if together < LOW else 0
@@ -177,7 +180,7 @@ def _by_depth(
     state: VanishingState, logs: Floats, live: Flags, numel: Counts, weights: Flags
 ) -> Loss | None:
     """Weights near the input whose gradient is hundreds of times smaller than elsewhere."""
-    judged = weights & live & (numel >= DEPTH_NUMEL)
+    judged = weights & live & (numel >= FEW_ELEMENTS)
     if judged.sum() < 3:
         return None
     sizes = logs - 0.5 * np.log(np.maximum(numel, 1))  # ln of the root mean square
