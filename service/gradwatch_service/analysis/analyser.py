@@ -299,7 +299,7 @@ class Analyser:
             total=dict(analysis.log.total()),
             open=tuple(i for i in analysis.log.all() if i.status == "open"),
             changed=tuple(changed),
-            recommendation=analysis.recommendation(),
+            recommendation=analysis.recommendation(now),
         )
         self._newest[run] = snapshot
         for listener in self._listeners:

@@ -9,7 +9,7 @@ from gradwatch_service.analysis.incidents import Incident
 from gradwatch_service.analysis.notices import dropped_notice
 from gradwatch_service.analysis.optimizer_progress import OptimizerProgress
 from gradwatch_service.detectors.base import RunContext
-from gradwatch_service.recommenders.answer import answer
+from gradwatch_service.queries.following import Following
 from gradwatch_service.rows import StepRows
 from gradwatch_service.store.base import Gap, Store, Stream
 
@@ -35,6 +35,7 @@ class RunAnalysis:
         self._snapshot_steps = snapshot_steps
         self.log = IncidentLog(store.documents(run, "incident"))
         self.progress: dict[OptimizerKey, OptimizerProgress] = {}
+        self._following = Following(store, run)
 
     def note(self, rows: StepRows) -> None:
         """Take notice of rows that were committed."""
@@ -87,12 +88,12 @@ class RunAnalysis:
         """Whether everything that was stored at the last look has been taken in."""
         return all(progress.complete for progress in self.progress.values())
 
-    def recommendation(self) -> dict[str, Any] | None:
+    def recommendation(self, now: float) -> dict[str, Any] | None:
         """Recommendation of the optimizer that speaks for the run; None before its first step."""
         newest = self.newest
         if newest is None or newest.state.position < 0:
             return None
-        return answer(newest.state.recommender, newest.state.context)
+        return self._following.answer(newest.state.recommender, newest.state.context, now)
 
     def _streams(self) -> dict[OptimizerKey, list[Stream]]:
         found: dict[OptimizerKey, list[Stream]] = {}

@@ -163,7 +163,7 @@ def _value(
     given: dict[str, Any] = memo.get(
         ("value", *stream, asked, removed_energy),
         record.revision,
-        lambda: answer_value(history, asked, removed_energy),
+        lambda: answer_value(history, asked, removed_energy, _context(found)),
     )
     return given
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gradwatch_service.detectors.base import RunContext
 from gradwatch_service.recommenders.backtest import backtest_norm
-from gradwatch_service.recommenders.base import STATUSES, Asked, Preference, Status
+from gradwatch_service.recommenders.base import STATUSES, Asked, Preference, Status, version
 from gradwatch_service.recommenders.norm import (
     FLOOD_WINDOW,
     HOLD_STEPS,
@@ -109,7 +109,7 @@ def answer_norm(
         "reason": _words(status, reasons, preference, len(logs)) + _drawn(drawn),
         "reasons": reasons or ["ok"],
         "steps_used": len(logs),
-        "version": state.accepted,
+        "version": version(context, state.accepted),
         "valid_from_step": None if state.last_step is None else state.last_step + 1,
         "preference": preference,
         "intended_share": _intended(preference),

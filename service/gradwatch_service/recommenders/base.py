@@ -6,9 +6,18 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from gradwatch_service.detectors.base import RunContext
 from gradwatch_wire import Problem
 
-__all__ = ["PREFERENCE_NAMES", "STATUSES", "Asked", "BadQuestion", "Preference", "Status"]
+__all__ = [
+    "PREFERENCE_NAMES",
+    "STATUSES",
+    "Asked",
+    "BadQuestion",
+    "Preference",
+    "Status",
+    "version",
+]
 
 Status = Literal["none", "provisional", "estimated", "validated"]
 STATUSES: tuple[Status, ...] = ("none", "provisional", "estimated", "validated")
@@ -83,3 +92,12 @@ class Asked:
         if self.maximum is not None:
             threshold = min(threshold, self.maximum)
         return threshold
+
+
+def version(context: RunContext | None, age: int) -> int:
+    """A number that grows with every attempt and, within one, with ``age``: the newer one wins.
+
+    A restarted job may remember the version it followed last, so a new attempt must not count
+    from 0 again.
+    """
+    return (context.attempt if context else 0) * 2**32 + age

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch_service.recommenders.base import Asked, Status
+from gradwatch_service.detectors.base import RunContext
+from gradwatch_service.recommenders.base import Asked, Status, version
 from gradwatch_service.recommenders.magnitudes import (
     elements_above,
     limit_bounds,
@@ -58,7 +59,12 @@ class MagnitudeHistory:
     last_step: int | None
 
 
-def answer_value(history: MagnitudeHistory, asked: Asked, removed_energy: float) -> dict[str, Any]:
+def answer_value(
+    history: MagnitudeHistory,
+    asked: Asked,
+    removed_energy: float = 0.01,
+    context: RunContext | None = None,
+) -> dict[str, Any]:
     """The recommendation for ``policy=value``, with the fields of the REST answer.
 
     The limit is the smallest c with ``1 - sum min(|g|, c)^2 / sum g^2 <= removed_energy`` over the
@@ -77,7 +83,7 @@ def answer_value(history: MagnitudeHistory, asked: Asked, removed_energy: float)
         "reason": f"no threshold: {WORDS[code]}" if code else "",
         "reasons": [code] if code else ["ok"],
         "steps_used": used,
-        "version": history.finite_steps,
+        "version": version(context, 0 if history.last_step is None else history.last_step + 1),
         "valid_from_step": None if history.last_step is None else history.last_step + 1,
         "removed_energy": removed_energy,
         "error_factor": None,
