@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable
 
 import torch
+from benchmarks.gradient_sets import SETS, make, quantile
+from benchmarks.machine import cpu_name
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 import gradwatch
-from benchmarks.gradient_sets import SETS, make, quantile
-from benchmarks.machine import cpu_name
 from gradwatch import clip
 from gradwatch.errors import KernelError
 from gradwatch.kernels import library
@@ -32,7 +32,9 @@ def main() -> None:
     options = _options()
     fast = library.load_cpu()
     kernel = f"none ({fast})" if isinstance(fast, KernelError) else "compiled"
-    print(f"{cpu_name()}, Python {platform.python_version()}, torch {torch.__version__}, kernel {kernel}")
+    print(
+        f"{cpu_name()}, Python {platform.python_version()}, torch {torch.__version__}, kernel {kernel}"
+    )
     for threads in options.threads:
         torch.set_num_threads(threads)
         table: dict[str, dict[str, float]] = {}
@@ -65,7 +67,11 @@ def measure(name: str, repeats: int, *, peers: bool) -> dict[str, float]:
         for variant, taken in seconds.items()
     }
     size = sum(g.numel() * g.element_size() for g in grads)
-    return {f"{BASE} (ms)": 1e3 * statistics.median(base), **ratios, "floor, GB/s read": floor(grads, size)}
+    return {
+        f"{BASE} (ms)": 1e3 * statistics.median(base),
+        **ratios,
+        "floor, GB/s read": floor(grads, size),
+    }
 
 
 def variants(parameters: list[torch.nn.Parameter], grads: list[Tensor]) -> dict[str, Turn]:
@@ -96,7 +102,7 @@ def restorer(grads: list[Tensor]) -> Callable[[str], None]:
     kept = [g.clone() for g in grads]
 
     def restore(variant: str) -> None:
-        if variant.endswith("% clipped") or variant.endswith("norm, clipped"):
+        if variant.endswith(("% clipped", "norm, clipped")):
             torch._foreach_copy_(grads, kept)
 
     return restore

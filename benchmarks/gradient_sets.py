@@ -13,7 +13,16 @@ Shapes = list[tuple[int, ...]]
 def lstm() -> Shapes:
     """A language model: embedding, two LSTM layers, output: 11 tensors, 11 M elements."""
     layer = [(4096, 1024), (4096, 256), (4096,), (4096,)]
-    return [(10_000, 128), *layer, (1024, 1024), (1024, 256), (1024,), (1024,), (10_000, 256), (10_000,)]
+    return [
+        (10_000, 128),
+        *layer,
+        (1024, 1024),
+        (1024, 256),
+        (1024,),
+        (1024,),
+        (10_000, 256),
+        (10_000,),
+    ]
 
 
 def resnet() -> Shapes:

@@ -73,6 +73,20 @@ def test_eight_sampled_histograms_together_are_the_exact_one(kernel):
 
 
 @every_kernel
+@pytest.mark.parametrize("sizes", [[4, 1], [0], [], [0, 3]], ids=str)
+def test_a_small_model_is_counted_whole_and_an_empty_one_not_at_all(kernel, sizes):
+    clipper = gradwatch.Clipper(None, kernel=kernel, histogram_every=1)
+
+    for _ in range(9):
+        stats = clipper.clip_([torch.ones(n) for n in sizes])
+        if sum(sizes):
+            assert stats.histogram_sampled == 1.0
+            assert stats.histogram.sum().item() == sum(sizes)
+        else:
+            assert stats.histogram is None
+
+
+@every_kernel
 def test_cosines_with_the_step_before_are_exact_for_small_tensors_and_close_for_large_ones(kernel):
     first, second = (
         [noise(4096), noise(500_000, seed=1)],

@@ -13,9 +13,12 @@ from torch import Tensor
 
 from gradwatch.errors import PolicyError
 from gradwatch.kernels import Gradients, Kernel
-from gradwatch.kernels.sampling import BINS, looked_at, sample_length
+from gradwatch.kernels.sampling import BINS, looked_at, sample_length, sample_lengths
 
 __all__ = ["OPTIONAL", "Extras", "Measured", "Wanted"]
+
+# Elements below which looking at an eighth saves nothing.
+_SMALL_MODEL = 1 << 15
 
 OPTIONAL = ("cosine_previous", "cosine_momentum", "weight_norm", "update_norm")
 
@@ -71,12 +74,12 @@ class _Track:
     def __init__(self) -> None:
         self._step = -1
         self._samples: list[Tensor] = []
-        self._lengths: list[list[int]] = []
+        self._lengths: list[tuple[int, ...]] = []
 
     def compare(self, step: int, groups: Groups, like: Tensor) -> tuple[Tensor, bool]:
         """Return [3, T] now*now, before*before, now*before, and whether the step before is known."""
         samples = [kernel.sample(tensors) for kernel, _, tensors in groups]
-        lengths = [[sample_length(n) for n in tensors.numel] for _, _, tensors in groups]
+        lengths = [sample_lengths(tensors.numel) for _, _, tensors in groups]
         known = self._step == step - 1 and self._lengths == lengths
         before = self._samples if known else samples
         self._step, self._samples, self._lengths = step, samples, lengths
@@ -138,20 +141,21 @@ class Extras:
         return found
 
     def _count(self, turn: int, groups: Groups, count: int, found: Measured) -> None:
-        every = self._wanted.histogram_slices
+        elements = sum(sum(grads.numel) for _, _, grads in groups)
+        every = self._wanted.histogram_slices if elements > _SMALL_MODEL else 1
         phase = turn % every  # other places each time, so that all elements are seen in turn
-        home = groups[0][1] if groups else torch.device("cpu")
+        seen = sum(looked_at(n, every, phase) for _, _, grads in groups for n in grads.numel)
+        if not seen:
+            return
+        home = groups[0][1]
         total = torch.zeros(count, BINS, dtype=torch.int64, device=home)
-        seen = elements = 0
         for kernel, device, grads in groups:
             counts = total if device == home else torch.zeros_like(total, device=device)
             kernel.histogram(grads, every, phase, counts)
             if counts is not total:
                 total += counts.to(home)
-            elements += sum(grads.numel)
-            seen += sum(looked_at(n, every, phase) for n in grads.numel)
         found.histogram = total
-        found.histogram_sampled = seen / elements if elements else 1.0
+        found.histogram_sampled = seen / elements
 
     def _share(self, groups: Groups, like: Tensor) -> Tensor:
         """Return [T] elements of each tensor per element sampled; made anew only for other sizes."""
@@ -175,7 +179,7 @@ def _beside(others: Tensors, grads: Gradients) -> Gradients:
 def _products(groups: Groups, a: list[Tensor], b: list[Tensor], like: Tensor) -> Tensor:
     total = torch.zeros(3, len(like), dtype=like.dtype, device=like.device)
     for (kernel, _, tensors), x, y in zip(groups, a, b, strict=True):
-        total += kernel.products(x, y, [sample_length(n) for n in tensors.numel]).to(total)
+        total += kernel.products(x, y, sample_lengths(tensors.numel)).to(total)
     return total
 
 

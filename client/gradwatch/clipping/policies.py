@@ -59,8 +59,7 @@ class Policy:
 class Value(Policy):
     """Every element lies in ``[-limit, +limit]``, in the gradient's own dtype.
 
-    Zero-centred: the sign of an element stays. The direction of the whole gradient may turn
-    (``cosine_after`` says by how much).
+    Zero-centred: signs stay. The direction may turn (``cosine_after`` says by how much).
 
     Args:
         limit: Largest absolute value an element may keep, in gradient units. Finite, above 0.
@@ -193,10 +192,10 @@ class Recommended(Policy):
         for bound in ("minimum", "maximum"):
             if getattr(self, bound) is not None:
                 _positive(self, "recommended", bound)
-        if self.minimum and self.maximum and self.minimum > self.maximum:
+        low, high = self.minimum, self.maximum
+        if low and high and low > high:
             raise PolicyError(
-                f"recommended(minimum={self.minimum!r}, maximum={self.maximum!r}): "
-                "the minimum is above the maximum."
+                f"recommended(minimum={low!r}, maximum={high!r}): the minimum is above the maximum."
             )
         if not _is_int(self.interval) or self.interval < 1:
             raise PolicyError(
@@ -216,11 +215,9 @@ class Schedule(Policy):
     kind: ClassVar[str] = "schedule"
 
     def __post_init__(self) -> None:
-        steps = [step for step, _ in self.entries]
-        if not steps or not all(_is_int(s) and s >= 0 for s in steps):
+        if not self.entries or not all(_is_int(step) and step >= 0 for step, _ in self.entries):
             raise PolicyError(
-                f"schedule({dict(self.entries)!r}): give at least one entry; "
-                "steps are whole numbers from 0."
+                f"schedule({dict(self.entries)!r}): give at least one entry; steps count from 0, whole numbers."
             )
 
 

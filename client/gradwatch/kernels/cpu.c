@@ -424,14 +424,20 @@ INLINE void measure16(u16 *x, int64_t length, double limit, int clip, int zero, 
             (s)->squares_after += (wide)one * one;         \
     }
 
+/* Four rows side by side, as in look32. */
 INLINE void scale32(float *x, int64_t length, float factor, Sums *s)
 {
     for (int64_t start = 0; start < length; start += BLOCK) {
-        int64_t n = length - start < BLOCK ? length - start : BLOCK;
-        float *block = x + start;
+        int64_t n = length - start < BLOCK ? length - start : BLOCK, row = n / 4;
+        float *block = x + start, *second = block + row, *third = second + row, *fourth = third + row;
         double squares = 0;
 #pragma omp simd reduction(+ : squares)
-        for (int64_t i = 0; i < n; i++) {
+        for (int64_t i = 0; i < row; i++) {
+            float a = block[i] * factor, b = second[i] * factor, c = third[i] * factor, d = fourth[i] * factor;
+            block[i] = a, second[i] = b, third[i] = c, fourth[i] = d;
+            squares += ((double)a * a + (double)b * b) + ((double)c * c + (double)d * d);
+        }
+        for (int64_t i = 4 * row; i < n; i++) {
             block[i] *= factor;
             squares += (double)block[i] * block[i];
         }
@@ -725,17 +731,35 @@ CLONES static void sample_slice(const void *x, int64_t n, enum Dtype dtype, floa
         bits[i] = (bits[i] & MAGNITUDE32) >= INFINITE32 ? 0 : bits[i];
 }
 
-CLONES static void products(const float *a, const float *b, int64_t n, double *aa, double *bb, double *ab)
+typedef struct {
+    double aa, bb, ab;
+} Products;
+
+INLINE Products products_wide(const float *a, const float *b, int64_t n)
 {
-    double squares_a = 0, squares_b = 0, dot = 0;
-#pragma omp simd reduction(+ : squares_a, squares_b, dot)
+    double aa = 0, bb = 0, ab = 0;
+#pragma omp simd reduction(+ : aa, bb, ab)
     for (int64_t i = 0; i < n; i++) {
         double x = a[i], y = b[i];
-        squares_a += x * x;
-        squares_b += y * y;
-        dot += x * y;
+        aa += x * x, bb += y * y, ab += x * y;
     }
-    *aa = squares_a, *bb = squares_b, *ab = dot;
+    return (Products){aa, bb, ab};
+}
+
+/* In float32 over a slice and float64 beyond: cosines need no more. */
+CLONES static Products products(const float *a, const float *b, int64_t n)
+{
+    Products sums = {0};
+    for (int64_t start = 0; start < n; start += SLICE) {
+        int64_t end = n - start < SLICE ? n : start + SLICE;
+        float aa = 0, bb = 0, ab = 0;
+#pragma omp simd reduction(+ : aa, bb, ab)
+        for (int64_t i = start; i < end; i++)
+            aa += a[i] * a[i], bb += b[i] * b[i], ab += a[i] * b[i];
+        sums.aa += aa, sums.bb += bb, sums.ab += ab;
+    }
+    int in_range = sums.aa > 1e-30 && sums.aa < 1e30 && sums.bb > 1e-30 && sums.bb < 1e30;
+    return in_range ? sums : products_wide(a, b, n);
 }
 
 /* ---- what Python calls ------------------------------------------------------------------------ */
@@ -795,6 +819,17 @@ void gw_zero(int64_t tensors, void *const *data, const int64_t *numel, const uin
             memset(data[t], 0, numel[t] * size_of(dtype[t]));
 }
 
+/* memcpy of a length known while compiling: one move instead of a call. */
+INLINE void copy_element(char *to, const char *from, int64_t size)
+{
+    if (size == 4)
+        memcpy(to, from, 4);
+    else if (size == 2)
+        memcpy(to, from, 2);
+    else
+        memcpy(to, from, 8);
+}
+
 /* Count the magnitudes of every `every`-th slice of each tensor, beginning with slice `phase`, into
    counts[t][BINS]. Of a tensor of less than `every` slices, every `every`-th element is counted. */
 void gw_histogram(int64_t tensors, void *const *data, const int64_t *numel, const uint8_t *dtype,
@@ -802,17 +837,20 @@ void gw_histogram(int64_t tensors, void *const *data, const int64_t *numel, cons
 {
     for (int64_t t = 0; t < tensors; t++) {
         const char *x = data[t];
-        int64_t size = size_of(dtype[t]), n = numel[t];
+        int64_t size = size_of(dtype[t]), n = numel[t], apart = every * SLICE;
         Tables tables = {{0}};
-        if (n < every * SLICE) {
+        if (n < apart) {
             char gathered[SLICE * sizeof(double)];
             int64_t count = 0;
             for (int64_t i = phase; i < n; i += every)
-                memcpy(gathered + count++ * size, x + i * size, size);
+                copy_element(gathered + count++ * size, x + i * size, size);
             count_slice(gathered, count, dtype[t], tables);
-        } else {
-            for (int64_t start = phase * SLICE; start < n; start += every * SLICE)
-                count_slice(x + start * size, n - start < SLICE ? n - start : SLICE, dtype[t], tables);
+        }
+        for (int64_t start = n < apart ? n : phase * SLICE; start < n; start += apart) {
+            /* The next slice is too far away for the processor to guess. */
+            for (int64_t line = 0; line < SLICE * size && start + apart + SLICE <= n; line += 64)
+                __builtin_prefetch(x + (start + apart) * size + line);
+            count_slice(x + start * size, n - start < SLICE ? n - start : SLICE, dtype[t], tables);
         }
         for (int bin = 0; bin < BINS; bin++)
             counts[t * BINS + bin] += (int64_t)tables[0][bin] + tables[1][bin] + tables[2][bin] + tables[3][bin];
@@ -839,6 +877,8 @@ void gw_sample(int64_t tensors, void *const *data, const int64_t *numel, const u
 /* Write sum a*a, sum b*b and sum a*b of each tensor's samples into out[0][t], out[1][t], out[2][t]. */
 void gw_products(int64_t tensors, const int64_t *lengths, const float *a, const float *b, double *out)
 {
-    for (int64_t t = 0; t < tensors; a += lengths[t], b += lengths[t], t++)
-        products(a, b, lengths[t], &out[t], &out[tensors + t], &out[2 * tensors + t]);
+    for (int64_t t = 0; t < tensors; a += lengths[t], b += lengths[t], t++) {
+        Products sums = products(a, b, lengths[t]);
+        out[t] = sums.aa, out[tensors + t] = sums.bb, out[2 * tensors + t] = sums.ab;
+    }
 }

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradwatch.kernels.base import Gradients
 from gradwatch.kernels.reference import Reference
-from gradwatch.kernels.sampling import sample_length, slices_for
+from gradwatch.kernels.sampling import sample_lengths, slice_counts
 
 __all__ = ["VERSION", "Cpu"]
 
@@ -136,8 +136,8 @@ class Cpu:
         addresses, shape, rest = self._arguments(tensors)
         if rest is not None:  # one piece per tensor, in order: all by one kernel
             return self._reference.sample(tensors)
-        out = torch.empty(sum(map(sample_length, shape.lengths)))
-        slices = array("q", map(slices_for, shape.lengths))
+        out = torch.empty(sum(sample_lengths(shape.numel)))
+        slices = array("q", slice_counts(shape.numel))
         self._library.gw_sample(
             len(tensors),
             addresses.buffer_info()[0],

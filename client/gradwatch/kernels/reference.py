@@ -17,7 +17,7 @@ from gradwatch.kernels.base import Gradients, Row, accumulator
 __all__ = ["Reference", "round_down"]
 
 # Elements looked at together: what fits a CPU's second-level cache as float64, or enough to fill a GPU.
-_CPU_CHUNK = 1 << 16
+_CPU_CHUNK = 1 << 15
 _DEVICE_CHUNK = 1 << 24
 
 

@@ -4,6 +4,7 @@ Known from sizes alone, so nothing is read back to find out. Neighbours are take
 elements would bring in every cache line all the same.
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +17,7 @@ BINS_PER_OCTAVE = 4
 LOWEST_EXPONENT = -48
 SLICE = 512
 
-_WHOLE = 4096  # tensors up to this size are sampled completely
+_WHOLE = 1024  # tensors up to this size are sampled completely
 _SHARE = 64  # of larger ones, one slice in this many, and never less than the whole of a small one
 
 
@@ -35,6 +36,18 @@ def slices_for(numel: int) -> int:
 def sample_length(numel: int) -> int:
     """Return how many elements of a tensor are sampled."""
     return slices_for(numel) * SLICE or numel
+
+
+@functools.lru_cache(maxsize=64)
+def sample_lengths(numel: tuple[int, ...]) -> tuple[int, ...]:
+    """Return how many elements of each tensor are sampled. Sizes rarely change, so it is remembered."""
+    return tuple(map(sample_length, numel))
+
+
+@functools.lru_cache(maxsize=64)
+def slice_counts(numel: tuple[int, ...]) -> tuple[int, ...]:
+    """Return how many slices of each tensor are sampled; 0 is all of it."""
+    return tuple(map(slices_for, numel))
 
 
 def magnitude_bins(grad: Tensor, every: int, phase: int) -> Tensor:
