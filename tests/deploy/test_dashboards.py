@@ -13,7 +13,7 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from tests.deploy.deployed import DASHBOARD_FILES, DEPLOY, dashboards, panels, queries
 
-from gradwatch_service.exposition.block import ALL_SERIES
+from gradwatch_service.exposition.template import ALL_SERIES
 from gradwatch_service.exposition.text import registry_text
 from gradwatch_service.instruments import Instruments
 

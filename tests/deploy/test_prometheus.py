@@ -13,7 +13,7 @@ from tests.deploy.prometheus_server import prometheus
 from tests.deploy.substituted import substitute
 
 import gradwatch
-from gradwatch_service.exposition.block import ALL_SERIES
+from gradwatch_service.exposition.template import ALL_SERIES
 
 RUN = "live-job"
 # Empty while nothing is wrong, as they should be.

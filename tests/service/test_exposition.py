@@ -14,9 +14,9 @@ from tests.service.scraped import read
 from tests.tools import tool
 
 from gradwatch_service import live
-from gradwatch_service.exposition.block import ALL_SERIES
 from gradwatch_service.exposition.page import Exposition, Limits
 from gradwatch_service.exposition.tags import RESERVED, TagLabels
+from gradwatch_service.exposition.template import ALL_SERIES
 from gradwatch_service.instruments import REJECTION_REASONS, Instruments
 from gradwatch_service.live.view import LiveView
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from tests.service.scraped import read
 
-from gradwatch_service.exposition.block import ALL_SERIES
 from gradwatch_service.exposition.page import Exposition, Limits
+from gradwatch_service.exposition.template import ALL_SERIES
 from gradwatch_service.exposition.tensor_page import MAX_TENSORS, TENSOR_FAMILIES
 from gradwatch_service.instruments import REJECTION_REASONS, Instruments
 from gradwatch_service.live.counts import MAX_GROUPS

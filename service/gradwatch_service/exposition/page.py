@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from threading import Lock
 
 from gradwatch_service.analysis.run_state import RUN_STATES
-from gradwatch_service.exposition.block import ALL_SERIES, Block, write_block
+from gradwatch_service.exposition.block import Block, write_block
 from gradwatch_service.exposition.facts import facts_of
 from gradwatch_service.exposition.tags import TagLabels
+from gradwatch_service.exposition.template import ALL_SERIES, Templates
 from gradwatch_service.exposition.text import header, labels, registry_text
 from gradwatch_service.instruments import Instruments
 from gradwatch_service.live.run import LiveRun
@@ -85,6 +86,7 @@ class Exposition:
         self._limits = limits or Limits()
         self._tags = tags or TagLabels(())
         self._kept: dict[str, _Kept] = {}
+        self._templates = Templates()
         self._lock = Lock()
         instruments.series_limit.set(self._limits.series)
 
@@ -149,9 +151,10 @@ class Exposition:
         facts = facts_of(run, now=now, state=state, tags=self._tags.of(run.info.tags))
         block = write_block(
             facts,
+            self._templates,
             fresh=fresh,
             max_series=self._limits.series_per_run,
-            template=kept.block.template if kept else None,
+            last=kept.block.template if kept else None,
         )
         self._kept[run.run] = _Kept(moment, block)
         return block
