@@ -126,7 +126,7 @@ class Agc(Policy):
 
     Source:
         Brock et al. 2021, "High-performance large-scale image recognition without normalization",
-        section 4.1, https://arxiv.org/abs/2102.06171
+        https://arxiv.org/abs/2102.06171
     """
 
     ratio: float = 0.01
