@@ -44,7 +44,8 @@ class HostSlots:
             return None
         self._memory[slot].copy_(stats, non_blocking=True)
         arrival: Any = torch.cuda.Event()  # type: ignore[no-untyped-call] # torch leaves it untyped
-        arrival.record()
+        # The copy ran on this stream, whichever device and stream the caller stands on.
+        arrival.record(torch.cuda.current_stream(stats.device))
         return slot, arrival
 
     def memory(self, slot: int) -> Tensor:
