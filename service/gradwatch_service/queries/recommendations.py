@@ -16,7 +16,7 @@ from gradwatch_service.queries.memo import Memo
 from gradwatch_service.queries.priors import earlier_norms
 from gradwatch_service.queries.reading import Selection, blocks, select
 from gradwatch_service.recommenders.answer import answer_norm
-from gradwatch_service.recommenders.base import STATUSES, Asked
+from gradwatch_service.recommenders.base import STATUSES, Asked, version
 from gradwatch_service.recommenders.elementwise import MagnitudeHistory, answer_value
 from gradwatch_service.recommenders.norm import (
     FLOOD_WINDOW,
@@ -179,13 +179,14 @@ def _tensors(store: Store, found: Selection, asked: Asked) -> dict[str, Any]:
         kept.append(norms[healthy])
         finite.append(healthy)
     flags = np.concatenate(finite)[-FLOOD_WINDOW:]
-    return answer_tensors(
+    given = answer_tensors(
         np.concatenate(kept)[-TENSOR_STEPS:],
         names,
         asked,
         flood=int(np.count_nonzero(~flags)) > FLOOD_WINDOW // 2,
         last_step=found.last_step,
     )
+    return given | {"version": version(_context(found), given["version"])}
 
 
 def _ratio(store: Store, found: Selection, asked: Asked) -> dict[str, Any]:
