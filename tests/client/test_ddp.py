@@ -3,6 +3,7 @@
 import os
 import random
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -148,6 +149,27 @@ def break_store(agreement: Any, method: str) -> None:
     agreement.store = Broken(agreement.store)
 
 
+def shard_states(rank: int) -> tuple[bool, dict[str, int]]:
+    """Keep each rank's share of the optimizer's state only (ZeRO-1); gradients are whole all the same."""
+    final, steps = [], {}
+    for zero in (False, True):
+        model, optimizer = build()
+        if zero:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's own, when this module is imported
+                from torch.distributed.optim import ZeroRedundancyOptimizer  # noqa: PLC0415 - warns
+
+                optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.AdamW, lr=0.05)
+        watch = gradwatch.watch(model, optimizer, clip=gradwatch.clip.norm(0.1))
+        for step in range(5):
+            optimizer.zero_grad()
+            model(batch(rank, step)).square().mean().backward()
+            optimizer.step()
+        steps = watch.health().steps
+        final.append([p.detach().clone() for p in model.parameters()])
+    return all(torch.allclose(a, b) for a, b in zip(*final, strict=True)), dict(steps)
+
+
 def skip(rank: int) -> float:
     """Leave steps out on one rank only; nobody may wait for it."""
     torch.manual_seed(0)
@@ -176,6 +198,7 @@ def job(rank: int) -> dict[str, Any]:
         "drifted": train(rank, None, drift_at=20),
         "follow": {fault: follow(rank, fault) for fault in faults},
         "skip": skip(rank),
+        "zero": shard_states(rank),
         "elastic": os.environ["TORCHELASTIC_RUN_ID"],
     }
 
@@ -252,3 +275,9 @@ def test_when_one_ranks_store_fails_all_freeze_at_the_same_step(
 
 def test_a_rank_that_leaves_steps_out_holds_nobody_up(ranks: list[dict[str, Any]]) -> None:
     assert max(rank["skip"] for rank in ranks) < 60
+
+
+def test_an_optimizer_that_shards_its_state_steps_with_the_clipped_gradient(
+    ranks: list[dict[str, Any]],
+) -> None:
+    assert [rank["zero"] for rank in ranks] == [(True, {"default": 5})] * len(ranks)

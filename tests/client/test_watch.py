@@ -190,6 +190,21 @@ def test_an_error_inside_never_reaches_the_loop_and_is_told_once(
     assert (health.errors, health.clipping) == (1, False)
 
 
+def test_a_step_under_cuda_graph_capture_is_left_alone_with_the_way_out(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, optimizer = task()
+    watch = quiet(model, optimizer, clip=gradwatch.clip.value(0.5))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    backward(model)
+    with caplog.at_level(logging.WARNING, "gradwatch"):
+        optimizer.step()
+    assert largest(model) > 0.5
+    assert "watch.step()" in caplog.text
+    assert not watch.health().clipping
+
+
 def test_watching_without_a_policy_changes_no_bit() -> None:
     final = []
     for watched in (False, True):

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from gradwatch.clipping.clipper import Clipper
 from gradwatch.console import LogOnce
+from gradwatch.errors import WatchError
 from gradwatch.reporting.sample import Sample
 from gradwatch.scalars import Scalar
 from gradwatch.statistics import STATISTICS, GradStats
@@ -190,6 +191,12 @@ class Tracked:
 
     @torch.no_grad()
     def _clip(self, number: int) -> GradStats:
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            raise WatchError(
+                "this step is being captured in a CUDA graph. Its replays run no Python, so none of them "
+                "would be measured. Watch the model alone, gradwatch.watch(model, clip=...), and call "
+                "watch.step() between the captured backward pass and the update"
+            )
         scaling = scale_of(self.optimizer)
         inverse = scaling.inverse
         changes = self.clipper.policy is not None or self.clipper.nonfinite != "keep"
