@@ -46,6 +46,47 @@ def test_an_incident_reaches_the_loop_on_the_background_thread(tmp_path: Path) -
     )
 
 
+def test_layers_that_are_unfrozen_and_added_join_the_run_where_they_join_the_training(
+    tmp_path: Path,
+) -> None:
+    with serving(tmp_path) as service:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        model[0].requires_grad_(False)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        watch = gradwatch.watch(
+            model,
+            optimizer,
+            clip={"*weight": gradwatch.clip.value(0.1), "*": gradwatch.clip.norm(1.0)},
+            url=service.base_url,
+            run="growing",
+            spool=tmp_path / "spool",
+        )
+        for step in range(30):
+            if step == 10:
+                model[0].requires_grad_(True)
+            if step == 20:
+                model.append(nn.Linear(4, 1))
+                optimizer.add_param_group({"params": model[2].parameters()})
+            optimizer.zero_grad()
+            model(torch.randn(8, 4)).square().mean().backward()
+            optimizer.step()
+        watch.close(timeout=20)
+        assert watch.health().errors == 0
+
+        def names(step: int) -> list[str]:
+            answer = httpx.get(service.api("runs/growing/tensors"), params={"step": step})
+            return [item["name"] for item in answer.raise_for_status().json()["items"]]
+
+        first = ["1.weight", "1.bias"]
+        unfrozen = [*first, "0.weight", "0.bias"]
+        assert names(9) == first
+        assert names(10) == unfrozen
+        assert names(29) == [*unfrozen, "2.weight", "2.bias"]
+        summary = httpx.get(service.api("runs/growing")).json()
+        assert (summary["steps"], summary["dropped"]) == (30, {})
+
+
 class Drifting:
     """A data-parallel job in which rank 1's weights are disturbed between two checks."""
 
