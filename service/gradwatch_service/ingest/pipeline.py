@@ -70,6 +70,7 @@ class Ingest:
         self._lock = threading.Lock()
         self._known: OrderedDict[tuple[str, str], Known] = OrderedDict()
         self._projects: OrderedDict[str, str] = OrderedDict()
+        self._opened: OrderedDict[str, None] = OrderedDict()
         store.on_commit(self._committed)
 
     @property
@@ -172,6 +173,15 @@ class Ingest:
         """Project of a run if it is in memory. Never waits."""
         return self._projects.get(run)
 
+    def takes_steps(self, run: str) -> bool:
+        """Whether the run is known to take steps the short way. Never waits."""
+        return run in self._opened
+
+    def took_steps(self, run: str) -> None:
+        """Note that the run takes steps the short way."""
+        with self._lock:
+            _remember(self._opened, run, None)
+
     def _prepare(self, run: str, body: Body) -> Delivery:
         report = self._decode(body)
         known = self._manifest(run, report.manifest)
@@ -214,6 +224,7 @@ class Ingest:
             if commit.kind == "deleted":
                 with self._lock:
                     self._projects.pop(commit.run, None)
+                    self._opened.pop(commit.run, None)
                     for key in [key for key in self._known if key[0] == commit.run]:
                         del self._known[key]
 

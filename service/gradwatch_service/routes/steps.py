@@ -35,7 +35,7 @@ async def post_steps(run: str, request: Request, caller: Ingester, service: Serv
         deliveries = await service.ingest.offload(_deliveries, service, run, body)
         project = caller.project or "default"
         await asyncio.to_thread(caller.check, service.store, run)
-        if service.ingest.known_project(run) is None:
+        if not service.ingest.takes_steps(run):
             await asyncio.to_thread(_open, service, run, project)
         receipts = await service.ingest.steps(deliveries, body)
     content = {
@@ -52,7 +52,7 @@ def _open(service: Service, run: str, project: str) -> None:
     except LookupError:
         known = project
     service.store.register(run, replace(MANIFEST, project=known), now=time.time())
-    service.ingest.project(run)
+    service.ingest.took_steps(run)
 
 
 def _deliveries(service: Service, run: str, body: Body) -> list[Delivery]:
