@@ -93,7 +93,7 @@ class Layout:
         if self.gates is None:
             # The usual case, at every step of every training: no call per tensor.
             grads = [parameter.grad for parameter in self.parameters]
-            if not any(grad is not None and grad.is_sparse for grad in grads):
+            if not [grad for grad in grads if grad is not None and grad.is_sparse]:
                 return grads
         return [
             _gradient(parameter, part, changes=changes)
