@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -127,6 +127,8 @@ class MemoryStore:
         start: int | None = None,
         end: int | None = None,
         limit: int | None = None,
+        columns: Sequence[str] | None = None,
+        histograms: bool = True,
     ) -> Iterator[StepRows]:
         left = limit if limit is not None else 1 << 60
         for _, rows in self._of(rank):

@@ -13,6 +13,8 @@ from gradwatch_service.analysis.notices import missing_rank_notice
 from gradwatch_service.analysis.optimizer_analysis import OptimizerAnalysis, OptimizerState
 from gradwatch_service.analysis.snapshots import SnapshotKey, superfluous
 from gradwatch_service.detectors.base import RunContext, UnknownStateVersion
+from gradwatch_service.detectors.clipping import NARROW
+from gradwatch_service.detectors.registry import columns_read
 from gradwatch_service.rows import StepRows
 from gradwatch_service.store.base import Gap, Store, Stream
 
@@ -246,5 +248,7 @@ class OptimizerProgress:
             start=self.state.position + 1,
             end=end,
             limit=limit,
+            columns=columns_read(),
+            histograms=any(tensor.dtype in NARROW for tensor in stream.manifest.tensors),
         )
         return [block for block in blocks if len(block)]

@@ -93,6 +93,8 @@ class Analysis(Protocol[State]):
     Attributes:
         name: Names it in snapshots; no other may have it.
         version: Version of its state.
+
+    One that has an attribute ``columns`` is given these tensor statistics at least, without it all.
     """
 
     name: str

@@ -12,11 +12,11 @@ import numpy as np
 from gradwatch_service.detectors.window import Window
 from gradwatch_service.rows import HistogramRows, StepRows
 
-__all__ = ["ClippingState", "Underflow", "find_overclipping", "find_underflow"]
+__all__ = ["NARROW", "ClippingState", "Underflow", "find_overclipping", "find_underflow"]
 
 KEPT_LEAST: Final = 0.1  # of the norm, at three of four of the last 64 steps
 WINDOW: Final = 64
-SUBNORMAL_EXPONENT: Final = {"float16": -14}  # bfloat16 and float32 reach below any gradient
+NARROW: Final = {"float16": -14}  # bfloat16 and float32 reach below any gradient
 UNDERFLOW_SHARE: Final = 0.5
 UNDERFLOW_LASTING: Final = 3  # histograms in a row
 
@@ -62,12 +62,12 @@ def find_underflow(
     """Look at the magnitude histograms of these rows, in step order."""
     dtypes = [tensor.dtype for tensor in rows.manifest.tensors]
     numel = np.array([tensor.numel for tensor in rows.manifest.tensors], np.float64)
-    narrow = np.array([dtype in SUBNORMAL_EXPONENT for dtype in dtypes], np.bool_)
+    narrow = np.array([dtype in NARROW for dtype in dtypes], np.bool_)
     found: list[Underflow] = []
     if not narrow.any():
         return found
     for part in histograms:
-        last = (SUBNORMAL_EXPONENT["float16"] - part.lowest_exponent) * part.bins_per_octave
+        last = (NARROW["float16"] - part.lowest_exponent) * part.bins_per_octave
         below = part.counts[:, :, : max(0, last)].sum(axis=2, dtype=np.float64)
         shares = below / np.maximum(1.0, numel * part.sampled)
         for step, share in zip(part.steps.tolist(), shares, strict=True):

@@ -40,7 +40,7 @@ from gradwatch_service.detectors.vanishing import (
     follow_calm,
     is_calm,
 )
-from gradwatch_service.detectors.weights import WeightState, follow_weights
+from gradwatch_service.detectors.weights import WeightState, follow_weights, weight_moves
 from gradwatch_service.rows import StepRows
 
 __all__ = ["Diagnosis", "DiagnosisState", "find_facts"]
@@ -90,7 +90,16 @@ class Diagnosis:
     """
 
     name = "gradients"
-    version = 4
+    columns = (
+        "norm",
+        "norm_after",
+        "nonfinite_count",
+        "nan_count",
+        "present",
+        "cosine_previous",
+        "weight_norm",
+    )
+    version = 5
 
     def __init__(self, *, exact: bool = False) -> None:
         self.exact = exact
@@ -111,8 +120,12 @@ class Diagnosis:
         live = signals.present & ~signals.zero
         calm = is_calm(state.vanishing, signals.tensor_logs, live)
         shape = None if calm and not self.exact else _Shape.of(rows)
-        for i in range(len(signals.steps)):
+        moves = weight_moves(state.weights, signals.weight_norms)
+        largest = np.abs(moves).max(axis=1, initial=0.0).tolist()
+        for i, step in enumerate(signals.steps):
             state.budget.seen += 1
+            if signals.weight_norms.shape[1]:
+                follow_weights(state.weights, step, moves[i], largest[i])
             if signals.bad[i] > 0:
                 found += _nonfinite(state, signals, i)
             elif math.isfinite(signals.norm[i]):
@@ -178,8 +191,6 @@ def _finite(state: DiagnosisState, signals: Signals, i: int, shape: _Shape | Non
     step = signals.steps[i]
     state.bad_in_a_row = 0
     state.steps = [*state.steps[1 - STEPS_KEPT :], step]
-    if signals.weight_norms is not None:
-        follow_weights(state.weights, step, signals.weight_norms[i])
     found = _judge_norm(state, signals, i) if signals.norm[i] > 0 else []
     if shape is None:
         follow_calm(state.vanishing, signals.tensor_logs[i])

@@ -40,7 +40,7 @@ class Signals:
         present: [n, T] the tensor had a gradient.
         nonfinite: [n, T] NaN and Inf elements, or None where no tensor is known.
         nans: [n, T] NaN elements, or None.
-        weight_norms: [n, T] norms of the parameters, or None.
+        weight_norms: [n, T] norms of the parameters; [n, 0] when they are not sent.
     """
 
     steps: list[int]
@@ -60,7 +60,7 @@ class Signals:
     present: NDArray[np.bool_]
     nonfinite: NDArray[Any] | None
     nans: NDArray[Any] | None
-    weight_norms: Floats | None
+    weight_norms: Floats
 
 
 def read_signals(rows: StepRows) -> Signals:
@@ -103,9 +103,9 @@ def global_norm_after(rows: StepRows) -> Floats:
     return total
 
 
-def _weight_norms(rows: StepRows) -> Floats | None:
+def _weight_norms(rows: StepRows) -> Floats:
     column = rows.tensors.get("weight_norm")
-    return None if column is None or not column.shape[1] else np.asarray(column, np.float64)
+    return np.zeros((len(rows), 0)) if column is None else np.asarray(column, np.float64)
 
 
 def _present(rows: StepRows, norms: Floats) -> NDArray[np.bool_]:

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["WeightState", "follow_weights"]
+__all__ = ["WeightState", "follow_weights", "weight_moves"]
 
 JUMP: Final = math.log(2)
 NEVER: Final = 1 << 20
@@ -31,16 +31,36 @@ class WeightState:
         return replace(self, logs=self.logs.copy())
 
 
-def follow_weights(state: WeightState, step: int, norms: Floats) -> None:
-    """Take [T] weight norms in (NaN or 0: not measured) and note the largest jump of one step."""
+def weight_moves(state: WeightState, norms: Floats) -> Floats:
+    """[n, T] change of ln weight norm at each step; 0 where it is not known.
+
+    Args:
+        state: Its newest norms move on to the end of the block.
+        norms: [n, T] weight norms; NaN or 0 means not measured.
+    """
+    if not len(norms):
+        return np.zeros(norms.shape)
+    before = np.full(norms.shape[1], np.nan)
+    before[: len(state.logs)] = state.logs[: norms.shape[1]]
+    logs = np.vstack([before, np.log(np.where(norms > 0, norms, np.nan))])
+    if not np.isfinite(logs[1:]).all():
+        for i in range(1, len(logs)):  # a norm that is not measured is as it was
+            logs[i] = np.where(np.isfinite(logs[i]), logs[i], logs[i - 1])
+    state.logs = logs[-1]
+    return np.nan_to_num(np.diff(logs, axis=0))
+
+
+def follow_weights(state: WeightState, step: int, moved: Floats, largest: float) -> None:
+    """Take one step in and note the largest jump, if there is one.
+
+    Args:
+        state: Moves on in place.
+        step: Optimizer step.
+        moved: [T] change of ln weight norm.
+        largest: Largest absolute value in ``moved``.
+    """
     state.age = min(NEVER, state.age + 1)
-    logs = np.log(np.where(norms > 0, norms, np.nan))
-    if len(logs) == len(state.logs):
-        moved = np.nan_to_num(np.abs(logs - state.logs))
-        worst = int(np.argmax(moved)) if len(moved) else -1
-        if worst >= 0 and moved[worst] > JUMP:
-            state.age, state.column, state.step = 0, worst, step
-            state.ratio = math.exp(float(logs[worst] - state.logs[worst]))
-    state.logs = (
-        np.where(np.isfinite(logs), logs, state.logs) if len(logs) == len(state.logs) else logs
-    )
+    if largest > JUMP:
+        worst = int(np.argmax(np.abs(moved)))
+        state.age, state.column, state.step = 0, worst, step
+        state.ratio = math.exp(float(moved[worst]))
