@@ -7,7 +7,9 @@ import io
 import logging
 import pickle
 import threading
+import time
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -341,15 +343,26 @@ def test_state_of_another_policy_or_world_size_is_named_and_training_goes_on(
     optimizer.step()
 
 
-def test_nothing_is_kept_alive_after_the_last_reference_is_gone() -> None:
+@pytest.mark.parametrize("mode", ["disabled", "offline"])
+def test_nothing_is_kept_alive_after_the_last_reference_is_gone(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADWATCH_QUIET", "1")
+    threads = threading.active_count()
     model, optimizer = task()
-    watch = quiet(model, optimizer, clip=gradwatch.clip.norm(0.5))
+    watch = gradwatch.watch(
+        model, optimizer, clip=gradwatch.clip.norm(0.5), mode=mode, spool=tmp_path / "spool"
+    )
     backward(model)
     optimizer.step()
     gone = [weakref.ref(each) for each in (model, optimizer, watch)]
     del model, optimizer, watch
     gc.collect()
     assert [each() for each in gone] == [None, None, None]
+    deadline = time.monotonic() + 10
+    while threading.active_count() > threads and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == threads
 
 
 def test_a_watch_that_nobody_has_a_name_for_lives_as_long_as_its_optimizer() -> None:
