@@ -2,7 +2,7 @@
 
 import { get, getOrNull } from "./api.js";
 import { chart } from "./chart.js";
-import { ago, badge, h, number } from "./dom.js";
+import { ago, badge, h, number, percent } from "./dom.js";
 import { incidentsCard } from "./incidents.js";
 import { tensorsCard } from "./tensors.js";
 
@@ -50,12 +50,13 @@ async function load(path, summary, view) {
   const range = { start: view.start, end: view.end, points: 400 };
   const series = (metric, tensor = null) => getOrNull(`${path}/series`, { metric, tensor, ...range });
   const limit = normLimit(summary.policy);
-  const [norm, inForce, loss, clipped, rate, incidents, tensors, recommended, tensor] = await Promise.all([
+  const [norm, inForce, loss, clipped, rate, incidents, tensors, recommended, element, tensor] = await Promise.all([
     series("global_norm"), limit ? series(limit) : null, series("loss"), series("clip_fraction"), series("learning_rate"),
     getOrNull(`${path}/incidents`, { limit: 100 }), getOrNull(`${path}/tensors`, {}),
-    getOrNull(`${path}/recommendation`, { policy: "norm" }), view.tensor ? series("norm", view.tensor) : null,
+    getOrNull(`${path}/recommendation`, { policy: "norm" }), getOrNull(`${path}/recommendation`, { policy: "value" }),
+    view.tensor ? series("norm", view.tensor) : null,
   ]);
-  return { norm, inForce, loss, clipped, rate, incidents: incidents?.items ?? [], tensors, recommended, tensor };
+  return { norm, inForce, loss, clipped, rate, incidents: incidents?.items ?? [], tensors, recommended, element, tensor };
 }
 
 // The scalar that holds the limit of the global norm: a chain reports its parts as threshold, threshold_2 ...
@@ -100,25 +101,27 @@ function cards(data, view, change) {
     view.tensor
       ? chart({ title: `Norm of ${view.tensor}`, series: data.tensor, markers, log: true, onSelect })
       : chart({ title: "Learning rate", series: data.rate, markers, log: true, onSelect }),
-    recommendation(advice),
+    recommendation("Recommended norm threshold", advice),
+    recommendation("Recommended elementwise threshold", data.element),
     incidentsCard(data.incidents),
     tensorsCard(data.tensors, view, change),
   ];
 }
 
-function recommendation(advice) {
-  const card = h("section", { class: "card wide" }, h("h2", {}, "Recommended norm threshold"));
+function recommendation(title, advice) {
+  const card = h("section", { class: "card" }, h("h2", {}, title));
   if (!advice || advice.threshold === null) {
     const why = advice?.reasons?.join(", ").replaceAll("_", " ");
     card.append(h("p", { class: "soft" }, why ? `None yet: ${why}.` : "None yet."));
     return card;
   }
   const [low, high] = advice.interval ?? [null, null];
+  const between = low === null ? "" : ` (between ${number(low)} and ${number(high)})`;
+  const from = advice.steps_used ? `, from ${number(advice.steps_used)} steps` : "";
+  card.append(h("p", {}, h("b", {}, number(advice.threshold)), between, ` · ${advice.status}${from}`), h("p", {}, advice.reason));
   const test = advice.backtest;
-  card.append(h("p", {}, h("b", {}, number(advice.threshold)), low === null ? "" : ` (between ${number(low)} and ${number(high)})`, ` · ${advice.status}, from ${number(advice.steps_used)} steps`),
-    h("p", {}, advice.reason));
-  if (test) {
-    card.append(h("p", { class: "soft" }, `On the last ${number(test.steps)} steps it would have clipped ${number(100 * test.clipped_share)} % of them and removed ${number(100 * test.norm_removed_share)} % of the norm.`));
+  if (test && Number.isFinite(test.clipped_share) && Number.isFinite(test.norm_removed_share)) {
+    card.append(h("p", { class: "soft" }, `On the last ${number(test.steps)} steps it would have clipped ${percent(test.clipped_share)} of them and removed ${percent(test.norm_removed_share)} of the norm.`));
   }
   return card;
 }
