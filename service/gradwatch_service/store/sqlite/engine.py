@@ -4,37 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
-import sqlite3
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
-from gradwatch_service.queries.series import Pieces
-from gradwatch_service.rows import StepRows
 from gradwatch_service.settings import Settings
 from gradwatch_service.store.base import (
     Commit,
     Delivery,
-    Gap,
     Receipt,
     Registered,
-    RunPage,
     RunRecord,
-    StoreUnavailableError,
-    Stream,
-    UnknownManifestError,
 )
 from gradwatch_service.store.sqlite import catalog, documents
 from gradwatch_service.store.sqlite.appending import append, settle_parts
 from gradwatch_service.store.sqlite.combining import Combiner, Outcome
-from gradwatch_service.store.sqlite.completeness import Completeness
-from gradwatch_service.store.sqlite.curves import Curve, curve
 from gradwatch_service.store.sqlite.file import Database, lock, open_database
 from gradwatch_service.store.sqlite.maintenance import Maintenance
-from gradwatch_service.store.sqlite.reading import Moved, Reader, Selection
-from gradwatch_service.store.sqlite.registering import load_manifest, register
+from gradwatch_service.store.sqlite.readings import Readings
+from gradwatch_service.store.sqlite.registering import register
 from gradwatch_service.store.sqlite.removing import forget_run
 from gradwatch_service.store.sqlite.schema import APPLICATION_ID
 from gradwatch_service.store.sqlite.state import Memory
@@ -46,7 +35,7 @@ __all__ = ["SqliteStore"]
 log = logging.getLogger("gradwatch.store")
 
 
-class SqliteStore:
+class SqliteStore(Readings):
     """Keeps everything in one SQLite file; see :class:`gradwatch_service.store.base.Store`.
 
     Args:
@@ -58,8 +47,7 @@ class SqliteStore:
     """
 
     def __init__(self, path: Path, settings: Settings) -> None:
-        self.database = Database(path)
-        self._settings = settings
+        super().__init__(Database(path), settings)
         self._lock_file = lock(path)
         try:
             self._connection = open_database(path)
@@ -69,11 +57,6 @@ class SqliteStore:
         self._memory = Memory(self._connection)
         self._listeners: list[Callable[[Sequence[Commit]], None]] = []
         self._pending: list[Commit] = []
-        self._completeness = Completeness()
-        self._local = threading.local()
-        self._readers: list[sqlite3.Connection] = []
-        self._guard = threading.Lock()
-        self._closed = False
         self.writer = Writer(
             self._connection,
             settle=self._memory.flush,
@@ -101,16 +84,12 @@ class SqliteStore:
 
     def close(self) -> None:
         """See :meth:`Store.close`."""
-        with self._guard:
-            if self._closed:
-                return
-            self._closed = True
-            readers = list(self._readers)
+        if not self.end_reading():
+            return
         self.maintenance.stop()
         self.combiner.stop()
         self.writer.close()
-        for reader in readers:
-            reader.close()
+        self.close_readers()
         self._connection.close()
         self._lock_file.close()
 
@@ -133,33 +112,6 @@ class SqliteStore:
             return answer
 
         return self.writer.call(work)
-
-    def run(self, run: str) -> RunRecord:
-        """See :meth:`Store.run`."""
-        return catalog.find_run(
-            self._reader(), run, now=time.time(), silent_seconds=self._settings.silent_seconds
-        )
-
-    def runs(
-        self,
-        *,
-        project: str | None = None,
-        state: str | None = None,
-        q: str | None = None,
-        limit: int = 100,
-        cursor: str | None = None,
-    ) -> RunPage:
-        """See :meth:`Store.runs`."""
-        return catalog.page(
-            self._reader(),
-            project=project,
-            state=state,
-            q=q,
-            limit=limit,
-            cursor=cursor,
-            now=time.time(),
-            silent_seconds=self._settings.silent_seconds,
-        )
 
     def edit(
         self,
@@ -206,20 +158,12 @@ class SqliteStore:
             state = self._memory.run(run)
             self._memory.release(run)
             forget_run(self._connection, state.id, time.time())
-            self._completeness.forget(state.id)
+            self.completeness.forget(state.id)
             self._pending.append(Commit(kind="deleted", run=run, project=state.project))
 
         self.writer.call(work)
 
     # Steps
-
-    def manifest(self, run: str, manifest_hash: str) -> Manifest:
-        """See :meth:`Store.manifest`."""
-        reader = self._reader()
-        found = load_manifest(reader, catalog.run_id(reader, run), manifest_hash)
-        if found is None:
-            raise UnknownManifestError(run, manifest_hash)
-        return found
 
     def append(self, delivery: Delivery) -> Future[Receipt]:
         """See :meth:`Store.append`."""
@@ -243,73 +187,6 @@ class SqliteStore:
 
         return self.writer.submit(work, sum(len(d.packed) for d in deliveries))
 
-    def streams(self, run: str) -> list[Stream]:
-        """See :meth:`Store.streams`."""
-        return catalog.streams(self._reader(), run)
-
-    def gaps(self, run: str, attempt: int) -> dict[int, Gap]:
-        """See :meth:`Store.gaps`."""
-        reader = self._reader()
-        return self._completeness.gaps(reader, catalog.run_id(reader, run), attempt)
-
-    def read(
-        self,
-        run: str,
-        *,
-        attempt: int,
-        optimizer: str,
-        rank: int,
-        start: int | None = None,
-        end: int | None = None,
-        limit: int | None = None,
-        tensors: Sequence[int] | None = None,
-        columns: Sequence[str] | None = None,
-        histograms: bool = True,
-    ) -> Iterator[StepRows]:
-        """See :meth:`Store.read`."""
-        connection = self._reader()
-        key = catalog.stream_key(connection, run, (attempt, optimizer, rank))
-        if key is None:
-            return iter(())
-        reader = Reader(connection, *key, (attempt, optimizer, rank))
-        wanted = None if columns is None else frozenset(columns)
-        blocks = reader.read(Selection(start, end, tensors, wanted, histograms))
-        return blocks if limit is None else _first(blocks, limit)
-
-    def curve(
-        self,
-        run: str,
-        *,
-        attempt: int,
-        optimizer: str,
-        rank: int,
-        metric: str,
-        tensor: int | None = None,
-        columns: Sequence[str] | None = None,
-        start: int | None = None,
-        end: int | None = None,
-        points: int = 1000,
-    ) -> Iterator[StepRows | Pieces]:
-        """See :meth:`Store.curve`."""
-        connection = self._reader()
-        key = catalog.stream_key(connection, run, (attempt, optimizer, rank))
-        if key is None:
-            return iter(())
-        reader = Reader(connection, *key, (attempt, optimizer, rank))
-        selection = Selection(
-            start=start,
-            end=end,
-            tensors=None if tensor is None else [tensor],
-            columns=None if columns is None else frozenset(columns),
-            histograms=False,
-        )
-        wanted = Curve(metric, tensor, points, selection)
-        while True:
-            try:
-                return iter(list(curve(connection, reader, *key, wanted)))
-            except Moved:
-                continue  # compaction moved something between two reads: ask again
-
     # What analysis keeps
 
     def save(self, run: str, changes: Mapping[str, Mapping[str, bytes | None]]) -> None:
@@ -320,27 +197,12 @@ class SqliteStore:
 
         self.writer.call(work)
 
-    def documents(self, run: str, collection: str) -> dict[str, bytes]:
-        """See :meth:`Store.documents`."""
-        reader = self._reader()
-        return documents.of_run(reader, catalog.run_id(reader, run), collection)
-
-    def all_documents(
-        self, collection: str, *, project: str | None = None
-    ) -> Iterator[tuple[str, str, bytes]]:
-        """See :meth:`Store.all_documents`."""
-        return documents.of_all(self._reader(), collection, project)
-
     # The store itself
 
     def check(self) -> None:
         """See :meth:`Store.check`."""
         # After a failure only a real write tells whether there is room again.
         self.writer.submit(self._probe if self.writer.failing else _nothing).result(timeout=5)
-
-    def size_bytes(self) -> int:
-        """See :meth:`Store.size_bytes`."""
-        return self.database.size_bytes()
 
     def _probe(self) -> None:
         self._connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -396,27 +258,6 @@ class SqliteStore:
                 # One listener's fault must not keep the others from hearing, nor stop the writer.
                 log.exception("a listener failed")
 
-    def _reader(self) -> sqlite3.Connection:
-        reader: sqlite3.Connection | None = getattr(self._local, "reader", None)
-        if reader is None:
-            with self._guard:
-                if self._closed:
-                    raise StoreUnavailableError("the store is closed")
-                reader = self.database.reader()
-                self._readers.append(reader)
-            self._local.reader = reader
-        return reader
-
 
 def _nothing() -> None:
     pass
-
-
-def _first(blocks: Iterator[StepRows], limit: int) -> Iterator[StepRows]:
-    left = limit
-    while left > 0:
-        rows = next(blocks, None)
-        if rows is None:
-            return
-        yield rows if len(rows) <= left else rows.cut(0, left)
-        left -= len(rows)
