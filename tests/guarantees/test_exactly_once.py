@@ -19,6 +19,8 @@ from gradwatch.reporting.backoff import Backoff
 from gradwatch.reporting.outbox import MAX_SAMPLES
 from gradwatch.reporting.reporter import Reporter
 from gradwatch.statistics import STATISTICS
+from gradwatch_cli.commands import sync
+from gradwatch_cli.errors import CommandError
 
 QUICK = Backoff(first=0.01, probe=(0.05, 0.1))
 STEPS = 60
@@ -126,27 +128,14 @@ def test_a_service_killed_and_restarted_has_every_step_once(tmp_path: Path) -> N
     assert list((tmp_path / "spool").rglob("*.gw")) == []
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "says"),
-    [
-        (["{missing}"], 2, "is no directory"),
-        (["{empty}"], 0, "nothing is waiting"),
-        (["{empty}", "--url", "ftp://x"], 2, "is no address"),
-    ],
-)
-def test_sync_says_what_is_wrong(
-    arguments: list[str], code: int, says: str, tmp_path: Path
-) -> None:
-    given = [a.format(missing=tmp_path / "missing", empty=tmp_path) for a in arguments]
-    result = subprocess.run(
-        [sys.executable, "-m", "gradwatch_cli", "sync", *given],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == code
-    assert says in " ".join((result.stdout + result.stderr).split())
-    assert "Traceback" not in result.stderr
+def test_sync_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(CommandError, match="is no directory") as missing:
+        sync.command(directory=tmp_path / "missing")
+    with pytest.raises(CommandError, match="is no address") as address:
+        sync.command(directory=tmp_path, url="ftp://x")
+    assert (missing.value.code, address.value.code) == (2, 2)
+    sync.command(directory=tmp_path)
+    assert "nothing is waiting" in capsys.readouterr().out
 
 
 def test_sync_without_a_service_leaves_everything_and_exits_1(tmp_path: Path) -> None:
