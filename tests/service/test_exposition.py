@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.service.live_runs import NOW, commit, count, manifest, record, rows, view
 from tests.service.scraped import read
@@ -216,6 +216,7 @@ def test_a_run_that_comes_back_after_a_day_is_there_again():
 hostile = st.text(st.characters(codec=None), max_size=160)
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.lists(hostile, min_size=1, max_size=6, unique=True), hostile, hostile)
 def test_no_name_can_break_the_page_or_pass_for_another(groups, name, tag):
     tensors = manifest(groups, tensors_per_group=1, numel=7)
@@ -245,6 +246,7 @@ def test_long_names_are_cut_and_stay_different():
     assert {len(name) for name in shown} == {128}
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.lists(st.text(max_size=12), max_size=8))
 def test_labels_made_of_tags_are_valid_and_never_collide(names):
     chosen = list(TagLabels(names).of({}))

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.service.live_runs import NOW, count, manifest, rows
 
@@ -135,6 +135,7 @@ def test_threshold_changes_are_counted_across_deliveries_and_small_moves_are_not
     assert count(steady, moved, steady).threshold_changes == 2
 
 
+@settings(deadline=None, max_examples=60)
 @given(
     st.lists(
         st.tuples(st.floats(0, 1e6), st.integers(0, 3), st.integers(0, 5)), min_size=2, max_size=12
