@@ -59,10 +59,16 @@ def fact(title: str) -> str:
     )
 
 
+def open_run(browser: Browser, api: httpx.Client, run: str) -> None:
+    """Show a run; the page of an earlier test, which looks much the same, is gone afterwards."""
+    browser.open(f"{api.base_url}#/runs/{run}")
+    browser.wait_for(f"{fact('run')} === '{run}' && document.querySelector('{READ}')")
+
+
 def test_new_steps_appear_without_a_reload(api, browser):
     job = Job(api, "live")
     job.report(10)
-    browser.open(f"{api.base_url}#/runs/live")
+    open_run(browser, api, "live")
     browser.wait_for(f"{fact('newest step')} === '9'")
     browser.run("window.notReloaded = true")
 
@@ -74,7 +80,7 @@ def test_new_steps_appear_without_a_reload(api, browser):
 
 def test_tensors_stand_by_norm_and_a_heading_sorts_them(api, browser):
     Job(api, "sorted").report(3)
-    browser.open(f"{api.base_url}#/runs/sorted")
+    open_run(browser, api, "sorted")
     names = f"[...document.querySelectorAll('{READ}')].map((b) => b.textContent).join(' ')"
     browser.wait_for(f"{names} === 'rnn.weight head.weight embed.weight'")
 
@@ -86,8 +92,7 @@ def test_tensors_stand_by_norm_and_a_heading_sorts_them(api, browser):
 
 def test_a_tensors_name_draws_its_norm(api, browser):
     Job(api, "drawn").report(3)
-    browser.open(f"{api.base_url}#/runs/drawn")
-    browser.wait_for(f"document.querySelector('{READ}')")
+    open_run(browser, api, "drawn")
 
     browser.run(f"document.querySelector('{READ}').click()")
 
@@ -97,7 +102,7 @@ def test_a_tensors_name_draws_its_norm(api, browser):
 
 def test_dragging_over_a_chart_narrows_the_steps_and_one_button_widens_them(api, browser):
     Job(api, "narrowed").report(200)
-    browser.open(f"{api.base_url}#/runs/narrowed")
+    open_run(browser, api, "narrowed")
     browser.wait_for(f"{fact('newest step')} === '199' && document.querySelector('svg.chart')")
     label = "document.querySelector('svg.chart').getAttribute('aria-label')"
     assert "newest step 199" in browser.run(label)
