@@ -12,12 +12,10 @@ from torch.optim import Optimizer
 from gradwatch import clip
 from gradwatch.clipping.policies import Policy
 from gradwatch.errors import PolicyError
-from gradwatch.watching.start import is_watched, watch
+from gradwatch.watching.start import MOST_OPTIMIZERS, is_watched, watch
 
 __all__ = ["POLICIES", "parse_clip", "watch_everything"]
 
-# More optimizers than this in one process is one per parameter: stepping inside backward().
-MOST_OPTIMIZERS = 16
 POLICIES: dict[str, Callable[[float], Policy]] = {
     "value": clip.value,
     "norm": clip.norm,

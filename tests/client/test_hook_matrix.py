@@ -11,6 +11,7 @@ from tests.client.no_host_sync import no_host_sync
 from torch import Tensor, nn
 
 import gradwatch
+from gradwatch.errors import WatchError
 
 CLIP = gradwatch.clip.chain(gradwatch.clip.value(0.05), gradwatch.clip.norm(0.1))
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -146,6 +147,37 @@ def test_with_every_k_each_step_is_clipped_and_what_happens_in_between_is_counte
     assert seen.scalars("steps_since") == [1.0, 4.0, 4.0]
     assert seen.scalars("nonfinite_steps_since") == [0.0, 2.0, 1.0]
     assert seen.scalars("clipped_steps_since") == [0.0, 0.0, 0.0]
+
+
+def test_an_optimizer_per_parameter_inside_backward_clips_each_and_has_no_joint_norm() -> None:
+    final = []
+    for watched in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(10)))
+        optimizers = {n: torch.optim.SGD([p], lr=0.1) for n, p in model.named_parameters()}
+        names = {p: n for n, p in model.named_parameters()}
+        if watched:
+            with pytest.raises(WatchError, match="joint norm"):
+                gradwatch.watch(model, optimizers, clip=CLIP, mode="disabled")
+            watch = gradwatch.watch(
+                model, optimizers, clip=gradwatch.clip.value(0.01), mode="disabled"
+            )
+
+        def step(
+            p: nn.Parameter, watched: bool = watched, by: Any = optimizers, of: Any = names
+        ) -> None:
+            if not watched:
+                gradwatch.clip_grad_([p], gradwatch.clip.value(0.01))
+            by[of[p]].step()
+            p.grad = None
+
+        for parameter in model.parameters():
+            parameter.register_post_accumulate_grad_hook(step)
+        for _ in range(3):
+            (10 * model(torch.ones(2, 4))).square().sum().backward()
+        final.append(weights(model))
+    assert all(torch.equal(a, b) for a, b in zip(*final, strict=True))
+    assert set(watch.health().steps.values()) == {3}
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from gradwatch import shutdown
 from gradwatch.clipping.clipper import Clipper
-from gradwatch.clipping.policies import Norm, Policy, Value, as_policy, policy_to_json
+from gradwatch.clipping.policies import Norm, Policy, Value, as_policy, policy_to_json, walk
 from gradwatch.console import LogOnce
 from gradwatch.errors import WatchError
 from gradwatch.identity import Identity, default_store, identify
@@ -34,10 +34,21 @@ from gradwatch.watching.tracked import Tracked
 from gradwatch.watching.watch import Watch
 from gradwatch_wire import manifest_hash
 
-__all__ = ["is_watched", "watch"]
+__all__ = ["MOST_OPTIMIZERS", "is_watched", "watch"]
 
 # Optimizer -> the Watch that has it, both weakly: watching again replaces, and keeps nothing alive.
 _watched: "weakref.WeakKeyDictionary[Optimizer, weakref.ref[Watch]]" = weakref.WeakKeyDictionary()
+
+
+def _refuse_joint_norm(policy: Policy | None, found: Mapping[str, Optimizer]) -> None:
+    """Refuse a norm over all gradients where they are never all there at once."""
+    joint = any(isinstance(part, Norm) for part in walk(policy))
+    if joint and len(found) > MOST_OPTIMIZERS:
+        raise WatchError(
+            f"watch(clip=...): {len(found)} optimizers look like one per parameter, stepped inside "
+            "backward(). A joint norm cannot exist there: each gradient is gone before the next one "
+            "comes. Use gradwatch.clip.value, per_tensor or agc."
+        )
 
 
 def is_watched(optimizer: Optimizer) -> bool:
@@ -56,6 +67,10 @@ class Further:
     def columns(self) -> tuple[str, ...]:
         """Further statistics per tensor; the service tells oscillation by the cosine."""
         return () if self.histogram_every is None else ("cosine_previous",)
+
+
+# More optimizers than this in one job is one per parameter: stepping inside backward().
+MOST_OPTIMIZERS = 16
 
 
 class _Default(int):
@@ -148,6 +163,7 @@ def watch(
             f"watch(histogram_every={histogram_every!r}): give a number of steps, 0 for none."
         )
     found = find_optimizers(model, optimizer)
+    _refuse_joint_norm(policy, found)
     settings = resolve(
         url=url,
         mode=mode,

@@ -191,7 +191,7 @@ class Tracked:
 
     @torch.no_grad()
     def _clip(self, number: int) -> GradStats:
-        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        if _is_captured():
             raise WatchError(
                 "this step is being captured in a CUDA graph. Its replays run no Python, so none of them "
                 "would be measured. Watch the model alone, gradwatch.watch(model, clip=...), and call "
@@ -276,3 +276,8 @@ class Tracked:
             f"reporting {self.name!r} stopped at step {number}: {error!r}. Clipping and training go on.",
             error=error,
         )
+
+
+def _is_captured() -> bool:
+    started: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch's
+    return started and torch.cuda.is_current_stream_capturing()
