@@ -1,6 +1,8 @@
 """The reporter between the hook and the service."""
 
 import gc
+import os
+import signal
 import threading
 import time
 import weakref
@@ -320,3 +322,38 @@ def test_nothing_is_left_behind_after_closing(server: FaultServer, tmp_path: Pat
     gc.collect()
     assert gone() is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_handing_over_needs_no_lock_of_the_background_thread(
+    reporter: Reporter, server: FaultServer
+) -> None:
+    with reporter._background._working:
+        for step in range(100):
+            reporter.put(sample(step))
+        assert reporter.health().state in {"starting", "online"}
+    assert reporter.flush(10.0)
+    assert server.steps() == Counter(range(100))
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_a_child_forked_while_a_lock_is_held_cannot_hang(
+    reporter: Reporter, server: FaultServer
+) -> None:
+    with reporter._background._working:
+        child = os.fork()
+        if child == 0:
+            reporter.put(sample(0))
+            fine = reporter.health().state == "closed" and reporter.flush(5.0)
+            reporter.close("completed", 5.0)
+            os._exit(0 if fine else 1)
+    ended = (0, 0)
+    deadline = time.monotonic() + 20.0
+    while ended == (0, 0) and time.monotonic() < deadline:
+        ended = os.waitpid(child, os.WNOHANG)
+        time.sleep(0.01)
+    if ended == (0, 0):
+        os.kill(child, signal.SIGKILL)
+    assert ended == (child, 0)
+    reporter.put(sample(7))
+    assert reporter.flush(10.0)
+    assert server.steps() == Counter([7])
