@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tests.client.gradient_cases import DTYPES, KERNELS, gradients, values_of
 
@@ -24,6 +24,8 @@ def noise(*shape, seed=0):
 def bin_of(value):
     """Return the bin by its definition: 2^(-48 + b/4) <= |g| < 2^(-48 + (b+1)/4)."""
     size = abs(value)
+    if size >= 2.0**16:
+        return 255
     guess = math.floor(4 * (math.log2(size) + 48))
     inside = [
         b
@@ -39,6 +41,7 @@ def bin_of(value):
 @given(data=st.data())
 def test_an_exact_histogram_counts_every_finite_element_that_is_not_zero(kernel, dtype, data):
     grad = data.draw(gradients(dtype))
+    assume(grad.numel())  # nothing looked at is no histogram
     expected = [0] * 256
     for value in values_of(grad):
         if math.isfinite(value) and value:
@@ -55,7 +58,7 @@ def test_an_exact_histogram_counts_every_finite_element_that_is_not_zero(kernel,
 
 @every_kernel
 def test_eight_sampled_histograms_together_are_the_exact_one(kernel):
-    grads = [noise(n, seed=n) for n in (1, 7, 300, 4095, 4096, 4097, 40_000)]
+    grads = [noise(n, seed=n) for n in (1, 7, 300, 4095, 32_767, 32_768, 32_769, 100_003)]
     exact = gradwatch.Clipper(None, kernel=kernel, histogram_every=1, histogram_exact=True).clip_(
         grads
     )

@@ -113,7 +113,7 @@ class Kernel(Protocol):
         """Set every element to zero, NaN included, if the [] tensor ``when`` is not 0."""
 
     def histogram(self, grads: Gradients, every: int, phase: int, counts: Tensor) -> None:
-        """Add the magnitudes of every ``every``-th slice, from slice ``phase``, to ``counts``.
+        """Add the magnitudes of every ``every``-th stretch, from number ``phase``, to ``counts``.
 
         Args:
             grads: T gradients.

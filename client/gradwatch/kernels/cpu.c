@@ -642,8 +642,9 @@ static void write_column(double *rows, int64_t stride, int64_t t, const Work *wo
 
 #define BINS 256           /* four per octave, the first from 2^LOWEST */
 #define LOWEST (-48)
-#define SLICE 512          /* neighbours that are looked at together: strided single elements would bring
-                              in every cache line all the same */
+#define SLICE 512          /* neighbours that are sampled together: strided single elements would bring in
+                              every cache line all the same */
+#define STRETCH 4096       /* neighbours that are counted together: long enough for the prefetchers */
 #define NO_BIN BINS        /* zero, or not finite */
 
 /* Where 2^(1/4), 2^(1/2) and 2^(3/4) lie between 1 and 2, as bits of a mantissa, rounded up. */
@@ -706,10 +707,10 @@ INLINE void widen(const void *x, int64_t n, enum Dtype dtype, float *out)
             out[i] = (float)((const double *)x)[i];
 }
 
-CLONES static void count_slice(const void *x, int64_t n, enum Dtype dtype, Tables tables)
+CLONES static void count_stretch(const void *x, int64_t n, enum Dtype dtype, Tables tables)
 {
-    uint16_t bins[SLICE];
-    float wide_slice[SLICE];
+    uint16_t bins[STRETCH];
+    float wide_slice[STRETCH];
     if (dtype == FLOAT64) {
         bins64(x, n, bins);
     } else if (dtype == FLOAT32) {
@@ -830,28 +831,24 @@ INLINE void copy_element(char *to, const char *from, int64_t size)
         memcpy(to, from, 8);
 }
 
-/* Count the magnitudes of every `every`-th slice of each tensor, beginning with slice `phase`, into
-   counts[t][BINS]. Of a tensor of less than `every` slices, every `every`-th element is counted. */
+/* Count the magnitudes of every `every`-th stretch of each tensor, beginning with number `phase`, into
+   counts[t][BINS]. Of a tensor of less than `every` stretches, every `every`-th element is counted. */
 void gw_histogram(int64_t tensors, void *const *data, const int64_t *numel, const uint8_t *dtype,
                   int64_t every, int64_t phase, int64_t *counts)
 {
     for (int64_t t = 0; t < tensors; t++) {
         const char *x = data[t];
-        int64_t size = size_of(dtype[t]), n = numel[t], apart = every * SLICE;
+        int64_t size = size_of(dtype[t]), n = numel[t], apart = every * STRETCH;
         Tables tables = {{0}};
         if (n < apart) {
-            char gathered[SLICE * sizeof(double)];
+            char gathered[STRETCH * sizeof(double)];
             int64_t count = 0;
             for (int64_t i = phase; i < n; i += every)
                 copy_element(gathered + count++ * size, x + i * size, size);
-            count_slice(gathered, count, dtype[t], tables);
+            count_stretch(gathered, count, dtype[t], tables);
         }
-        for (int64_t start = n < apart ? n : phase * SLICE; start < n; start += apart) {
-            /* The next slice is too far away for the processor to guess. */
-            for (int64_t line = 0; line < SLICE * size && start + apart + SLICE <= n; line += 64)
-                __builtin_prefetch(x + (start + apart) * size + line);
-            count_slice(x + start * size, n - start < SLICE ? n - start : SLICE, dtype[t], tables);
-        }
+        for (int64_t start = n < apart ? n : phase * STRETCH; start < n; start += apart)
+            count_stretch(x + start * size, n - start < STRETCH ? n - start : STRETCH, dtype[t], tables);
         for (int bin = 0; bin < BINS; bin++)
             counts[t * BINS + bin] += (int64_t)tables[0][bin] + tables[1][bin] + tables[2][bin] + tables[3][bin];
     }

@@ -15,15 +15,16 @@ __all__ = ["BINS", "BINS_PER_OCTAVE", "LOWEST_EXPONENT", "SLICE", "looked_at", "
 BINS = 256
 BINS_PER_OCTAVE = 4
 LOWEST_EXPONENT = -48
-SLICE = 512
+SLICE = 512  # neighbours that are sampled together
+STRETCH = 4096  # neighbours that a histogram counts together
 
 _WHOLE = 1024  # tensors up to this size are sampled completely
 _SHARE = 64  # of larger ones, one slice in this many, and never less than the whole of a small one
 
 
 def looked_at(numel: int, every: int, phase: int) -> int:
-    """Return how many elements a histogram of every ``every``-th slice looks at."""
-    unit = 1 if numel < every * SLICE else SLICE
+    """Return how many elements a histogram of every ``every``-th stretch looks at."""
+    unit = 1 if numel < every * STRETCH else STRETCH
     rounds, rest = divmod(numel, every * unit)
     return rounds * unit + min(max(rest - phase * unit, 0), unit)
 
@@ -57,7 +58,7 @@ def magnitude_bins(grad: Tensor, every: int, phase: int) -> Tensor:
     lies beyond.
     """
     flat = grad.reshape(-1)
-    unit = 1 if flat.numel() < every * SLICE else SLICE
+    unit = 1 if flat.numel() < every * STRETCH else STRETCH
     whole = flat.numel() // (every * unit) * every * unit
     parts = [
         flat[:whole].view(-1, every, unit)[:, phase].reshape(-1),
