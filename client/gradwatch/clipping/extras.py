@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradwatch.errors import PolicyError
 from gradwatch.kernels import Gradients, Kernel
-from gradwatch.kernels.sampling import BINS, looked_at, sample_length, sample_lengths
+from gradwatch.kernels.sampling import BINS, looked_at_in_all, sample_length, sample_lengths
 
 __all__ = ["OPTIONAL", "Extras", "Measured", "Wanted"]
 
@@ -144,7 +144,7 @@ class Extras:
         elements = sum(sum(grads.numel) for _, _, grads in groups)
         every = self._wanted.histogram_slices if elements > _SMALL_MODEL else 1
         phase = turn % every  # other places each time, so that all elements are seen in turn
-        seen = sum(looked_at(n, every, phase) for _, _, grads in groups for n in grads.numel)
+        seen = sum(looked_at_in_all(grads.numel, every, phase) for _, _, grads in groups)
         if not seen:
             return
         home = groups[0][1]

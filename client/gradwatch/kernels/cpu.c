@@ -707,19 +707,17 @@ INLINE void widen(const void *x, int64_t n, enum Dtype dtype, float *out)
             out[i] = (float)((const double *)x)[i];
 }
 
-CLONES static void count_stretch(const void *x, int64_t n, enum Dtype dtype, Tables tables)
+CLONES static void find_bins(const void *x, int64_t n, enum Dtype dtype, uint16_t *bins)
 {
-    uint16_t bins[STRETCH];
-    float wide_slice[STRETCH];
+    float wide_stretch[STRETCH];
     if (dtype == FLOAT64) {
         bins64(x, n, bins);
     } else if (dtype == FLOAT32) {
         bins32(x, n, bins);
     } else {
-        widen(x, n, dtype, wide_slice);
-        bins32(wide_slice, n, bins);
+        widen(x, n, dtype, wide_stretch);
+        bins32(wide_stretch, n, bins);
     }
-    count_bins(bins, n, tables);
 }
 
 /* Copy n elements as floats, those that are not finite as zero. */
@@ -839,16 +837,25 @@ void gw_histogram(int64_t tensors, void *const *data, const int64_t *numel, cons
     for (int64_t t = 0; t < tensors; t++) {
         const char *x = data[t];
         int64_t size = size_of(dtype[t]), n = numel[t], apart = every * STRETCH;
-        Tables tables = {{0}};
         if (n < apart) {
             char gathered[STRETCH * sizeof(double)];
+            uint16_t bins[STRETCH];
             int64_t count = 0;
             for (int64_t i = phase; i < n; i += every)
                 copy_element(gathered + count++ * size, x + i * size, size);
-            count_stretch(gathered, count, dtype[t], tables);
+            find_bins(gathered, count, dtype[t], bins);
+            for (int64_t i = 0; i < count; i++)
+                if (bins[i] != NO_BIN)
+                    counts[t * BINS + bins[i]]++;
+            continue;
         }
-        for (int64_t start = n < apart ? n : phase * STRETCH; start < n; start += apart)
-            count_stretch(x + start * size, n - start < STRETCH ? n - start : STRETCH, dtype[t], tables);
+        Tables tables = {{0}};
+        for (int64_t start = phase * STRETCH; start < n; start += apart) {
+            uint16_t bins[STRETCH];
+            int64_t length = n - start < STRETCH ? n - start : STRETCH;
+            find_bins(x + start * size, length, dtype[t], bins);
+            count_bins(bins, length, tables);
+        }
         for (int bin = 0; bin < BINS; bin++)
             counts[t * BINS + bin] += (int64_t)tables[0][bin] + tables[1][bin] + tables[2][bin] + tables[3][bin];
     }

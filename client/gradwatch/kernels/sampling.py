@@ -29,6 +29,12 @@ def looked_at(numel: int, every: int, phase: int) -> int:
     return rounds * unit + min(max(rest - phase * unit, 0), unit)
 
 
+@functools.lru_cache(maxsize=64)
+def looked_at_in_all(numel: tuple[int, ...], every: int, phase: int) -> int:
+    """Return the same for several tensors together. Sizes rarely change, so it is remembered."""
+    return sum(looked_at(n, every, phase) for n in numel)
+
+
 def slices_for(numel: int) -> int:
     """Return how many slices of a tensor are sampled; 0 is all of it."""
     return 0 if numel <= _WHOLE else max(_WHOLE // SLICE, numel // (SLICE * _SHARE))
