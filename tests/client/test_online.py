@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import torch
 from tests.client.ranks import run_ranks
 from tests.conftest import poll, serving
@@ -14,7 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 import gradwatch
 
 
-def test_an_incident_reaches_the_loop_on_the_background_thread(tmp_path: Path) -> None:
+def test_an_incident_reaches_the_loop_on_the_background_thread(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     heard: list[tuple[str, dict[str, Any]]] = []
     with serving(tmp_path) as service:
         torch.manual_seed(0)
@@ -37,6 +40,10 @@ def test_an_incident_reaches_the_loop_on_the_background_thread(tmp_path: Path) -
             optimizer.step()
         poll(lambda: heard)
         watch.close(timeout=20)
+        start, *_, see = capsys.readouterr().out.splitlines()
+        # The page's own address of a run, see the links in page/runs.js.
+        assert start == f"gradwatch: run told, see {service.base_url}/#/runs/told"
+        assert see == f"gradwatch: see: {service.base_url}/#/runs/told"
     thread, incident = heard[0]
     assert thread == "gradwatch"
     assert (incident["kind"], incident["opened_step"], incident["first_tensor"]) == (

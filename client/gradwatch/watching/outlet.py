@@ -93,7 +93,7 @@ class Outlet:
     def address(self) -> str:
         """Where a person can look: the run's page, or the spool."""
         if self.settings.mode == "online" and self._reached:
-            return f"{self.settings.url}/?run={self.identity.run}"
+            return f"{self.settings.url}/#/runs/{self.identity.run}"
         spool = self.reporter.health().spool
         if spool is None:
             return "memory only, it has no spool"
