@@ -140,9 +140,7 @@ def save(
     (directory / f"{name}.json").write_text(json.dumps(meta, indent=1) + "\n")
 
 
-def _label(
-    fault: Fault, arrays: dict[str, Any], names: list[str], steps: int
-) -> dict[str, Any]:
+def _label(fault: Fault, arrays: dict[str, Any], names: list[str], steps: int) -> dict[str, Any]:
     """What the fault really did to the gradients, measured as the public traces measure it."""
     before = slice(max(0, fault.start - 40), fault.start)
     during = slice(fault.start, fault.end)
@@ -154,7 +152,9 @@ def _label(
     if norm[during].max() <= usual / 3:
         visible.append("norm_down")
     bad = arrays["nonfinite"][during].any(axis=0)
-    gone = np.median(arrays["norm"][during], axis=0) < np.median(arrays["norm"][before], axis=0) / 100
+    gone = (
+        np.median(arrays["norm"][during], axis=0) < np.median(arrays["norm"][before], axis=0) / 100
+    )
     affected = [n for n, hit in zip(names, bad | gone, strict=True) if hit]
     visible += ["nonfinite"] if bad.any() else ["tensors_vanished"] if gone.any() else []
     change = float(np.median(arrays["gcos"][during]) - np.median(arrays["gcos"][before]))

@@ -149,9 +149,7 @@ def _staircase(step: int, steps: int) -> float:
 
 
 JOBS: dict[str, Job] = {
-    "residual_adamw": Job(
-        Residual, _flat, lambda p: torch.optim.AdamW(p, lr=1e-3), _warm_cosine
-    ),
+    "residual_adamw": Job(Residual, _flat, lambda p: torch.optim.AdamW(p, lr=1e-3), _warm_cosine),
     "cnn_sgd": Job(
         Convolutional, _images, lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.9), _staircase
     ),

@@ -21,7 +21,7 @@ from gradwatch_service.store.base import Gap, Store, Stream
 __all__ = ["OptimizerProgress"]
 
 BLOCKS_PER_TICK: Final = 8  # so that one long backlog does not keep other runs waiting
-STEPS_REMEMBERED: Final = 8192
+STEPS_REMEMBERED: Final = 2048  # per rank; more would cost memory in every live run
 MOST_CELLS: Final = 4_000_000  # steps x tensors read at once, about 16 MB per statistic
 
 
