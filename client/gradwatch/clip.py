@@ -7,6 +7,8 @@ Every function checks its numbers and returns a frozen, picklable policy.
 import numbers
 from collections.abc import Mapping
 
+from gradwatch.clipping import published
+from gradwatch.clipping.adaptive import Adaptive
 from gradwatch.clipping.policies import (
     Agc,
     BarePolicyError,
@@ -20,15 +22,19 @@ from gradwatch.clipping.policies import (
     ValueRms,
     as_policy,
 )
+from gradwatch.clipping.spike_skip import SpikeSkip
 from gradwatch.errors import PolicyError
 
 __all__ = [
+    "adaptive",
     "agc",
     "chain",
     "norm",
     "per_tensor",
+    "published",
     "recommended",
     "schedule",
+    "spike_skip",
     "value",
     "value_rms",
 ]
@@ -63,6 +69,27 @@ def agc(ratio: float = 0.01, *, epsilon: float = 1e-3) -> Agc:
 def value_rms(factor: float, *, decay: float = 0.99) -> ValueRms:
     """Hold every element within ``factor`` times its tensor's recent root mean square."""
     return ValueRms(factor, decay)
+
+
+def adaptive(
+    quantile: float = 0.25,
+    *,
+    window: int = 64,
+    rise: float = 0.001,
+    initial: float | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> Adaptive:
+    """Limit the joint norm by the service's rule, locally and from the first steps on.
+
+    See :class:`.Adaptive`.
+    """
+    return Adaptive(quantile, window, rise, initial, minimum, maximum)
+
+
+def spike_skip(give_up: int = 5, *, window: int = 64) -> SpikeSkip:
+    """Empty the gradients of a step whose joint norm stands out. See :class:`.SpikeSkip`."""
+    return SpikeSkip(give_up, window)
 
 
 def recommended(

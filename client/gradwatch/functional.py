@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gradwatch.clipping.clipper import Clipper
 from gradwatch.clipping.gradients import prepare
+from gradwatch.clipping.learned import LearnedPolicy
 from gradwatch.clipping.norms import joint_norm, norms_of_order
 from gradwatch.clipping.policies import Norm, Policy, Recommended, Value, ValueRms, as_policy, walk
 from gradwatch.errors import PolicyError
@@ -55,7 +56,7 @@ def clip_grad_(
     """
     checked = as_policy(policy)
     for part in walk(checked):
-        if isinstance(part, ValueRms | Recommended):
+        if isinstance(part, ValueRms | Recommended | LearnedPolicy):
             raise PolicyError(
                 f"clip_grad_: {part.kind} learns from step to step and this call forgets; "
                 "keep a gradwatch.Clipper, or use gradwatch.watch(model, optimizer)."

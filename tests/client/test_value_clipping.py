@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 
 every_kernel = pytest.mark.parametrize("kernel", KERNELS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-thorough = settings(max_examples=50, deadline=None)
+thorough = settings(max_examples=50, deadline=None, derandomize=True)  # a gate says the same twice
 
 
 def clip_value(grad, limit, kernel, nonfinite="keep"):

@@ -100,7 +100,8 @@ class Kernel(Protocol):
         """Multiply gradient i by ``coefficients[i]`` where that is below 1; measure the result.
 
         The coefficient is used as float32 rounded toward zero (float64 gradients: as it is), the
-        product rounded once into the gradient's dtype: every kernel gives the same bits.
+        product rounded once into the gradient's dtype: every kernel gives the same bits. Below
+        2^-126 a coefficient has few digits left; it is still rounded down, so a limit holds.
 
         Args:
             grads: T gradients, changed in place.
