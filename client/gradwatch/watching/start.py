@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from gradwatch import shutdown
 from gradwatch.clipping.clipper import Clipper
+from gradwatch.clipping.learned import JointPolicy
 from gradwatch.clipping.policies import Norm, Policy, Value, as_policy, policy_to_json, walk
 from gradwatch.console import LogOnce
 from gradwatch.errors import WatchError
@@ -42,7 +43,7 @@ _watched: "weakref.WeakKeyDictionary[Optimizer, weakref.ref[Watch]]" = weakref.W
 
 def _refuse_joint_norm(policy: Policy | None, found: Mapping[str, Optimizer]) -> None:
     """Refuse a norm over all gradients where they are never all there at once."""
-    joint = any(isinstance(part, Norm) for part in walk(policy))
+    joint = any(isinstance(part, Norm | JointPolicy) for part in walk(policy))
     if joint and len(found) > MOST_OPTIMIZERS:
         raise WatchError(
             f"watch(clip=...): {len(found)} optimizers look like one per parameter, stepped inside "
