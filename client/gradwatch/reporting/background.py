@@ -16,6 +16,7 @@ from gradwatch.reporting.delivery import Delivery
 from gradwatch.reporting.incidents import Incidents
 from gradwatch.reporting.messages import Introduction, Request
 from gradwatch.reporting.outbox import Outbox
+from gradwatch.reporting.pause import Pause
 from gradwatch.reporting.sample import Sample
 from gradwatch.reporting.sender import Sender
 from gradwatch.reporting.verdict import Action, Verdict
@@ -63,6 +64,7 @@ class Background:
         self._quiet_until = -math.inf
         self._every = 1
         self._log_once = LogOnce()
+        self._pause = Pause()
         self.backlog = backlog
         self.callbacks = Callbacks()
         self.batching = Batching(rank, self.callbacks.read)
@@ -134,8 +136,12 @@ class Background:
             if isinstance(item, Request) and item.status is not None:
                 self._finish(item)
                 return
+            self._pause()
+            self._collect()
+            self._pause()
         self._collect()
         self._send_one()
+        self._pause()
         self._answer_flushes()
         self.pending_steps = self.batching.steps + self.backlog.steps
 

@@ -18,6 +18,7 @@ from tests.client.reporting.samples import IDENTITY, TENSORS, manifest, sample, 
 from tests.guarantees.fault_server import FaultServer, always
 
 from gradwatch.reporting.backoff import Backoff
+from gradwatch.reporting.delivery import MAX_BYTES
 from gradwatch.reporting.outbox import MAX_SAMPLES
 from gradwatch.reporting.reporter import Reporter
 from gradwatch.statistics import STATISTICS
@@ -99,6 +100,23 @@ def test_steps_that_are_alike_share_a_delivery_and_sequences_have_no_gap(
     assert reporter.flush(5.0)
     assert server.sequences() == [0, 1]
     assert {r.optimizer for r in server.stored.values()} == {"default", "other"}
+
+
+def test_a_burst_is_cut_into_deliveries_of_bounded_size(
+    server: FaultServer, tmp_path: Path
+) -> None:
+    gate = threading.Event()
+    reporter = Reporter(settings(server.url, tmp_path), IDENTITY, backoff=QUICK)
+    reporter.on_read(lambda *_: gate.wait(10.0))  # type: ignore[arg-type] # its value is ignored
+    reporter.register("default", manifest(tensors=1000), STATISTICS)
+    for step in range(40):
+        reporter.put(sample(step, tensors=1000))
+    gate.set()
+    assert reporter.close("completed", 10.0)
+    assert server.steps() == Counter(range(40))
+    sizes = [sum(len(c.data) for c in r.tensors.values()) for r in server.stored.values()]
+    assert sum(sizes) > 4 * MAX_BYTES
+    assert max(sizes) < MAX_BYTES + 2 * sum(sizes) / 40
 
 
 def test_a_step_that_goes_back_begins_another_delivery(
