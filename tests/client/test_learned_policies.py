@@ -3,15 +3,18 @@
 import io
 import math
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from tests.client.no_host_sync import no_host_sync
 from tests.client.norm_streams import LEARNED, gradients_of_norm, recorded_like
 
+import gradwatch
 from gradwatch import Clipper, clip
 from gradwatch.clipping.policies import policy_to_json
-from gradwatch.errors import PolicyError
+from gradwatch.errors import PolicyError, WatchError
 from gradwatch_wire import Manifest, TensorInfo
 
 published = clip.published
@@ -188,3 +191,37 @@ def test_a_state_with_a_window_of_another_length_is_refused():
 
     with pytest.raises(PolicyError, match="window of 8"):
         run(long, NORMS[:1])
+
+
+@every_policy
+def test_ranks_that_hold_shards_decide_alike_also_when_only_one_has_a_nan(policy):
+    barrier, sums = threading.Barrier(2, timeout=30), [None, None]
+
+    def train(rank):
+        def reduce(mine, how):
+            assert how == "sum"
+            sums[rank] = mine
+            barrier.wait()
+            whole = sums[0] + sums[1]
+            barrier.wait()
+            return whole
+
+        clipper, thresholds = Clipper(policy, reduce=reduce), []
+        for step, norm in enumerate(NORMS):
+            shard = torch.tensor([0.6, 0.8][rank], dtype=torch.float64).view(1) * norm
+            shard = torch.full_like(shard, math.nan) if (step, rank) == (30, 1) else shard
+            thresholds.append(clipper.clip_([shard]).to_dict()["threshold"])
+        return repr(thresholds), repr(clipper.state_dict())
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(train, range(2))
+
+    assert first == second
+
+
+def test_a_learned_joint_norm_is_refused_where_optimizers_step_inside_backward():
+    model = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(60)))
+    optimizers = [torch.optim.SGD([weight], lr=0.1) for weight in model.parameters()]
+
+    with pytest.raises(WatchError, match="joint norm"):
+        gradwatch.watch(model, optimizers, clip=clip.adaptive(), mode="disabled")
