@@ -1,7 +1,7 @@
 """The handle that ``gradwatch.watch(...)`` returns."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Literal, Self
 from weakref import WeakMethod, finalize
@@ -303,8 +303,9 @@ class Watch:
         self.close(status=status)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A model or trainer that holds a Watch must stay picklable; a copy watches nothing.
-        return _closed_copy, (self.settings, self.identity)
+        # A model or trainer that holds a Watch must stay picklable; a copy watches nothing, and
+        # needs no token: a pickle may lie on a disk that others read.
+        return _closed_copy, (replace(self.settings, token=None), self.identity)
 
     def _patience(self, timeout: float | None) -> float:
         return self.settings.flush_timeout if timeout is None else max(0.0, float(timeout))
