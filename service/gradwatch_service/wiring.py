@@ -123,8 +123,10 @@ def _written(instruments: Instruments) -> Callable[[float, bool], None]:
     return seen
 
 
-def get_service(request: Request) -> Service:
+async def get_service(request: Request) -> Service:
     """Return the service that the app was built around."""
+    # A coroutine, though it waits for nothing: a plain function would be sent to a thread, on
+    # every request.
     service: Service = request.app.state.service
     return service
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 
 from starlette.datastructures import Headers
@@ -113,6 +114,7 @@ def host_of(header: str) -> str:
     return header.partition(":")[0]
 
 
+@functools.lru_cache(maxsize=256)
 def is_loopback(host: str) -> bool:
     """Whether a host name or address is this machine's loopback."""
     if host == "localhost" or host.endswith(".localhost"):

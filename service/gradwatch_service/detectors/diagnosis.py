@@ -46,6 +46,7 @@ from gradwatch_service.rows import StepRows
 __all__ = ["Diagnosis", "DiagnosisState", "find_facts"]
 
 STEPS_KEPT: Final = 64  # newest finite steps, to name the step where something began
+STRETCH: Final = 32  # steps judged calm at once; the longer, the more a level might have risen
 SCALE_SEARCH: Final = 12  # overflows in a row that a loss scaler needs at most to find its scale
 
 
@@ -118,11 +119,15 @@ class Diagnosis:
         signals = read_signals(rows)
         found: list[Finding] = []
         live = signals.present & ~signals.zero
-        calm = is_calm(state.vanishing, signals.tensor_logs, live)
-        shape = None if calm and not self.exact else _Shape.of(rows)
+        full = _Shape.of(rows)
+        shape: _Shape | None = full
         moves = weight_moves(state.weights, signals.weight_norms)
         largest = np.abs(moves).max(axis=1, initial=0.0).tolist()
         for i, step in enumerate(signals.steps):
+            if i % STRETCH == 0:
+                ahead = slice(i, i + STRETCH)
+                calm = is_calm(state.vanishing, signals.tensor_logs[ahead], live[ahead])
+                shape = None if calm and not self.exact else full
             state.budget.seen += 1
             if signals.weight_norms.shape[1]:
                 follow_weights(state.weights, step, moves[i], largest[i])
@@ -187,7 +192,7 @@ def _nonfinite(state: DiagnosisState, signals: Signals, i: int) -> list[Finding]
 
 
 def _finite(state: DiagnosisState, signals: Signals, i: int, shape: _Shape | None) -> list[Finding]:
-    """Judge one finite step; ``shape`` is None in a calm block, where no tensor can vanish."""
+    """Judge one finite step; ``shape`` is None in a calm stretch, where no tensor can vanish."""
     step = signals.steps[i]
     state.bad_in_a_row = 0
     state.steps = [*state.steps[1 - STEPS_KEPT :], step]

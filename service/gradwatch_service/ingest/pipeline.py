@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -214,10 +214,23 @@ class Ingest:
             known = self._known.get(key)
         if known is None:
             manifest = self._store.manifest(run, manifest_hash)
-            known = Known(manifest, numel_of(manifest))
+            known = self._shared(manifest_hash, Known(manifest, numel_of(manifest)))
             with self._lock:
                 _remember(self._known, key, known)
         return known
+
+    def _shared(self, manifest_hash: str, new: Known) -> Known:
+        """The same, with the tensors of an earlier manifest where they are equal.
+
+        Runs of one job differ in the rest of their manifests. One list of tensors saves memory,
+        and comparing it with itself takes no time.
+        """
+        with self._lock:
+            twins = [known for key, known in self._known.items() if key[1] == manifest_hash]
+        for twin in twins:
+            if twin.manifest.tensors == new.manifest.tensors:
+                return Known(replace(new.manifest, tensors=twin.manifest.tensors), twin.numel)
+        return new
 
     def _committed(self, commits: Sequence[Commit]) -> None:
         for commit in commits:

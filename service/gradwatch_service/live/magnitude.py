@@ -23,6 +23,8 @@ def magnitudes(
     A bin that a decade's bound cuts counts in the upper decade, so that no share below a bound is
     overstated. The sum takes each bin at its geometric middle: within ``2**(1/(2B))`` of the truth.
     """
+    if not histograms:
+        return {}
     buckets = np.zeros((len(layout.groups), len(MAGNITUDE_BOUNDS) + 1))
     totals = np.zeros(len(layout.groups))
     for part in histograms:

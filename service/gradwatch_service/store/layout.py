@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwatch_service.rows import HistogramRows, StepRows
-from gradwatch_service.store.packing import pack, unpack
+from gradwatch_service.store.packing import FAST_LEVEL, pack, unpack
 from gradwatch_wire import Manifest
 
 __all__ = [
@@ -36,14 +36,17 @@ STEPS, TIME, SCALAR, TENSOR, HISTOGRAM = "n", "u", "s:", "t:", "h:"
 
 
 def pack_rows(rows: StepRows) -> bytes:
-    """Pack a delivery's rows. A tensor column is kept tensor by tensor: its steps stand together."""
+    """Pack a delivery's rows until they are compacted.
+
+    A tensor column is kept tensor by tensor: its steps stand together.
+    """
     columns: dict[str, Array] = {STEPS: rows.steps, TIME: rows.time}
     columns.update({SCALAR + name: values for name, values in rows.scalars.items()})
     columns.update({TENSOR + name: values.T for name, values in rows.tensors.items()})
     for index, part in enumerate(rows.histograms):
         columns.update(histogram_head(index, part))
         columns[f"{HISTOGRAM}{index}c"] = part.counts
-    return pack(columns)
+    return pack(columns, FAST_LEVEL)
 
 
 def unpack_rows(

@@ -19,11 +19,13 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-__all__ = ["LEVEL", "pack", "unpack"]
+__all__ = ["FAST_LEVEL", "LEVEL", "pack", "unpack"]
 
 Array = NDArray[Any]
 VERSION = 1
 LEVEL = 3
+# For what is packed anew before long: a third less time, up to a fifth more bytes.
+FAST_LEVEL = -1
 RAW, ZSTD, CONSTANT, PROGRESSION = range(4)
 _local = threading.local()
 
