@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 import torch
+from benchmarks.machine import cpu_name
 from tests.client.reporting import samples
 from tests.guarantees.fault_server import FaultServer
 
@@ -43,7 +44,7 @@ def main() -> None:
     count = options.samples
     torch.set_num_threads(1)
     print(
-        f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, "
+        f"{cpu_name()}, load {os.getloadavg()[0]:.1f}, "
         f"Python {platform.python_version()}; {count} samples per row"
     )
     print("| tensors | service | CPU p50, us | CPU p99, us | wall p50, us | wall p99, us |")
