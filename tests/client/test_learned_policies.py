@@ -225,3 +225,15 @@ def test_a_learned_joint_norm_is_refused_where_optimizers_step_inside_backward()
 
     with pytest.raises(WatchError, match="joint norm"):
         gradwatch.watch(model, optimizers, clip=clip.adaptive(), mode="disabled")
+
+
+@every_policy
+def test_tensors_added_later_leave_what_was_learned_about_the_others(policy):
+    grown, other = Clipper(policy, ["a", "b"]), Clipper(policy, ["a", "b"])
+    for step, norm in enumerate(NORMS):
+        mine, expected = gradients_of_norm(norm), gradients_of_norm(norm)
+        if step == 20:
+            grown.extend(["late"])
+        grown.clip_([*mine, torch.zeros(3, dtype=torch.float64)] if step >= 20 else mine)
+        other.clip_(expected)
+        assert all(torch.equal(a, b) for a, b in zip(mine, expected, strict=True))

@@ -28,8 +28,8 @@ class Quantile(JointPolicy):
         initial: ``C`` of the first step, in gradient units.
 
     Source:
-        Andrew et al. 2021, "Differentially private learning with adaptive clipping", section 2,
-        https://arxiv.org/abs/1905.03871
+        Andrew et al. 2021, "Differentially private learning with adaptive clipping", section 2;
+        https://arxiv.org/abs/1905.03871; defaults of tensorflow-federated's gaussian_adaptive.
     """
 
     share: float = 0.5
