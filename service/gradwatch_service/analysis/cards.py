@@ -114,7 +114,7 @@ _NEXT: Final[Mapping[str, str]] = {
     "vanishing": "look at the activations and the initialisation just before the first tensor "
     "named; clipping does not cure vanishing gradients",
     "oscillating": "lower the learning rate or the momentum by a factor of 2",
-    "nonfinite": "use nonfinite='skip' so that the step is not applied, and look at the batch "
+    "nonfinite": "watch with nonfinite='skip', so that such a step is not applied, and look at the batch "
     "and the operations after the first tensor named (log, sqrt, division, fp16 range)",
     "replicas_apart": "compare the ranks' parameters; restart from a checkpoint and check that "
     "every rank uses the same threshold and the same reduced gradient",
