@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# What the compiled kernel is made from: an editable install compiles it once.
+KERNEL := hatch_build.py client/gradwatch/kernels/cpu.c
 # The pin stands here and not in pyproject.toml: users' training images bring their own torch.
 # On a machine without a GPU the CPU build is smaller; choose it with, for example,
 #   make demo PIP_TORCH="--index-url https://download.pytorch.org/whl/cpu"
@@ -24,12 +26,12 @@ $(VENV)/torch.stamp: | $(BIN)/python
 	$(PIP) install --quiet $(PIP_TORCH) "$(TORCH)"
 	@touch $@
 
-$(VENV)/demo.stamp: pyproject.toml $(VENV)/torch.stamp
+$(VENV)/demo.stamp: pyproject.toml $(KERNEL) $(VENV)/torch.stamp
 	@echo "installing gradwatch"
 	$(PIP) install --quiet -e '.[demo]'
 	@touch $@
 
-$(VENV)/dev.stamp: pyproject.toml $(VENV)/torch.stamp
+$(VENV)/dev.stamp: pyproject.toml $(KERNEL) $(VENV)/torch.stamp
 	@echo "installing gradwatch and what its tests need"
 	$(PIP) install --quiet -e '.[dev]'
 	@touch $@ $(VENV)/demo.stamp
