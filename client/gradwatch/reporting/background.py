@@ -137,10 +137,9 @@ class Background:
                 self._finish(item)
                 return
             self._pause()
-            self._collect()
-            self._pause()
         self._collect()
         self._send_one()
+        self._ask_for_incidents()
         self._pause()
         self._answer_flushes()
         self.pending_steps = self.batching.steps + self.backlog.steps
@@ -162,6 +161,9 @@ class Background:
         moments = [self.batching.due() - now]
         if self._sender is not None and (self._owes() or self.backlog.head() is not None):
             moments.append(self._sender.ready_in())
+        asking = None if self.incidents is None else self.incidents.due()
+        if asking is not None:
+            moments.append(asking - now)
         moments += [request.deadline - now for request in self._flushes]
         soonest = min(moments)
         return None if soonest == math.inf else max(0.0, soonest)
@@ -196,6 +198,7 @@ class Background:
             return
         for delivery in self.batching.deliveries(time.monotonic(), everything=everything):
             self.dropped.update(self.backlog.append(delivery))
+            self._pause()
 
     def _drop(self, reason: str, steps: int) -> None:
         """Count steps that are in no delivery; the next one tells of them."""
@@ -245,7 +248,14 @@ class Background:
             self._every = min(every, _MOST_EVERY)
         self.callbacks.answer(answer)
         if self.incidents is not None:
-            self.callbacks.call(self.incidents.ask, time.monotonic())
+            self.incidents.expect(time.monotonic())
+
+    def _ask_for_incidents(self) -> None:
+        if self.incidents is None:
+            return
+        now, due = time.monotonic(), self.incidents.due()
+        if due is not None and now >= due:
+            self.callbacks.call(self.incidents.ask, now)
 
     def _answer_flushes(self) -> None:
         if not self._flushes:

@@ -124,6 +124,11 @@ class Sender:
             return False
         return answer.status in {200, 202}
 
+    @property
+    def attempt(self) -> int | None:
+        """Which start of the job the service took this for; None before it answered."""
+        return self._attempt
+
     def fetch(self, rest: str) -> bytes:
         """What the service answers to a question about the run; empty when it does not."""
         try:

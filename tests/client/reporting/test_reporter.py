@@ -251,11 +251,31 @@ def test_incidents_are_told_once(server: FaultServer, tmp_path: Path) -> None:
     reporter = Reporter(settings(server.url, tmp_path), IDENTITY, backoff=QUICK)
     reporter.on_incident(told.append)
     reporter.register("default", manifest(), STATISTICS)
-    server.incidents = [{"id": "a", "kind": "exploding"}, {"id": "b", "kind": "nonfinite"}]
+    server.incidents = [{"id": "b", "kind": "nonfinite"}, {"id": "a", "kind": "exploding"}]
     reporter.put(sample(0))
     assert reporter.flush(5.0)
     assert reporter.close("completed", 5.0)
     assert [incident["id"] for incident in told] == ["a", "b"]
+
+
+def test_an_incident_that_opens_after_the_last_delivery_is_told(
+    server: FaultServer, tmp_path: Path
+) -> None:
+    told: list[Any] = []
+    reporter = Reporter(settings(server.url, tmp_path), IDENTITY, backoff=QUICK)
+    reporter.on_incident(told.append)
+    reporter.register("default", manifest(), STATISTICS)
+    reporter.put(sample(0))
+    assert reporter.flush(5.0)
+    # It opened and closed since; the others are of an earlier start of the job, or were withdrawn.
+    server.incidents = [
+        {"id": "now", "attempt": 0, "status": "closed"},
+        {"id": "withdrawn", "attempt": 0, "status": "retracted"},
+        {"id": "before", "attempt": 7, "status": "open"},
+    ]
+    until(lambda: told)
+    assert reporter.close("completed", 5.0)
+    assert [incident["id"] for incident in told] == ["now"]
 
 
 def test_health_follows_the_service(reporter: Reporter, server: FaultServer) -> None:
