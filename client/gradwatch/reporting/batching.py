@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -104,8 +104,8 @@ class Batching:
         held = [each.since + HOLD_SECONDS for each in self._held.values()]
         return min([*held, *(batch.due() for batch in self._batches.values())], default=math.inf)
 
-    def deliveries(self, now: float, *, everything: bool = False) -> list[Delivery]:
-        """What is to be sent by now, numbered in order.
+    def deliveries(self, now: float, *, everything: bool = False) -> Iterator[Delivery]:
+        """What is to be sent by now, numbered in order; each is made when it is asked for.
 
         Args:
             now: Monotonic seconds.
@@ -117,12 +117,12 @@ class Batching:
         for optimizer in list(self._batches):
             if everything or now >= self._batches[optimizer].due():
                 self._ready.append(self._batches.pop(optimizer))
-        made = [self._number(batch) for batch in self._ready]
-        self._ready.clear()
-        if everything and self.dropped and not made and self._layouts:
+        ready, self._ready = self._ready, []
+        if everything and self.dropped and not ready and self._layouts:
             # Nothing else travels that could tell of the drops.
-            made.append(self._number(Batch(next(iter(self._layouts.values())), now)))
-        return made
+            ready.append(Batch(next(iter(self._layouts.values())), now))
+        for batch in ready:
+            yield self._number(batch)
 
     def discard(self, reason: str) -> int:
         """Drop what is gathered instead of numbering it; how many steps that were."""
@@ -156,6 +156,8 @@ class Batching:
             batch = self._batches[optimizer] = Batch(held.layout, held.since)
         batch.add(sample.step, sample.time, held.columns, given, held.histogram)
         batch.urgent = batch.urgent or held.urgent
+        if batch.full:
+            self._ready.append(self._batches.pop(optimizer))
 
 
 def _histogram(sample: Sample, layout: Layout) -> tuple[bytes, float] | None:

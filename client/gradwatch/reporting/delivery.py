@@ -103,9 +103,13 @@ class Batch:
             self.nbytes += len(counts)
 
     def due(self) -> float:
-        """When it is to be delivered, in monotonic seconds; at once when urgent or large."""
-        full = self.urgent or self.nbytes >= MAX_BYTES or len(self) >= MAX_STEPS
-        return -math.inf if full else self.opened + MAX_SECONDS
+        """When it is to be delivered, in monotonic seconds; at once when urgent or full."""
+        return -math.inf if self.urgent or self.full else self.opened + MAX_SECONDS
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing more is to be added."""
+        return self.nbytes >= MAX_BYTES or len(self) >= MAX_STEPS
 
     def deliver(self, rank: int, sequence: int, dropped: Mapping[str, int]) -> Delivery:
         """The delivery of these steps."""
