@@ -1,6 +1,6 @@
 """Durable ingest: samples per second of server CPU, with and without what happens behind it.
 
-    python -m benchmarks ingest [--seconds 6] [--tensors 200]
+    python -m benchmarks ingest [--seconds 6] [--tensors 200] [--peers [PYTHON]]
 
 Starts the real service in processes of its own, posts distinct deliveries over HTTP, and reads the
 server's CPU time from the operating system. A sample is one statistic of one tensor at one step.
@@ -13,8 +13,9 @@ import contextlib
 import http.client
 import json
 import os
+import platform
 import signal
-import socket
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -28,6 +29,14 @@ from pathlib import Path
 import numpy as np
 import uvicorn
 import zstandard
+from benchmarks.machine import cpu_name
+from benchmarks.server_process import (
+    cpu_seconds,
+    free_port,
+    rss_megabytes,
+    settle,
+    wait_until_ready,
+)
 
 import gradwatch_wire as wire
 from gradwatch_service.analysis.analyser import Analyser
@@ -76,9 +85,26 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--live", type=int, default=100, help="runs that report once a second")
     parser.add_argument("--live-seconds", type=float, default=30.0)
     parser.add_argument("--serve", nargs=3, metavar=("STAGE", "STORE", "PORT"))
+    parser.add_argument(
+        "--peers",
+        nargs="?",
+        const=sys.executable,
+        metavar="PYTHON",
+        help="compare with the trackers that this interpreter has, and with Pushgateway",
+    )
     given = parser.parse_args(arguments)
     if given.serve:
         serve(*given.serve)
+        return
+    print(
+        f"{cpu_name()}, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}, "
+        f"SQLite {sqlite3.sqlite_version}, numpy {np.__version__}"
+    )
+    if given.peers:
+        # Only then: it measures with what is here.
+        from benchmarks.peer_table import compare  # noqa: PLC0415
+
+        compare(given.tensors, given.seconds, given.peers)
         return
     print(f"{given.tensors} tensors x {COLUMNS} statistics, {CONNECTIONS} connections, zstd bodies")
     print(
@@ -297,51 +323,6 @@ def serve(stage: str, store: str, port: str) -> None:
 
 def idle(_: object) -> None:
     """Start nothing."""
-
-
-def wait_until_ready(port: int) -> None:
-    """Return once the service answers that it is ready."""
-    end = time.monotonic() + 30
-    while time.monotonic() < end:
-        try:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-            connection.request("GET", "/readyz")
-            if connection.getresponse().status == 200:
-                return
-        except OSError:
-            time.sleep(0.05)
-    raise TimeoutError(f"nothing answers on port {port}")
-
-
-def settle(pid: int, limit: float = 60.0) -> None:
-    """Wait until the process has used next to no CPU for two seconds."""
-    end = time.monotonic() + limit
-    before = cpu_seconds(pid)
-    while time.monotonic() < end:
-        time.sleep(2)
-        now = cpu_seconds(pid)
-        if now - before < 0.1:
-            return
-        before = now
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process, from the operating system."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def rss_megabytes(pid: int) -> float:
-    """Resident memory of a process."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

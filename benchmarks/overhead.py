@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.ingest import free_port
+from benchmarks.server_process import free_port
 from torch import Tensor, nn
 
 import gradwatch
