@@ -67,7 +67,7 @@ class Background:
         self._pause = Pause()
         self.backlog = backlog
         self.callbacks = Callbacks()
-        self.batching = Batching(rank, self.callbacks.read)
+        self.batching = Batching(rank, self.callbacks.read, self.callbacks.reported)
         self.incidents: Incidents | None = None
         self.sent: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()

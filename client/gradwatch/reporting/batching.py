@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -18,12 +18,14 @@ __all__ = ["Batching"]
 HOLD_SECONDS = 0.25
 
 OnRead = Callable[[Sample, Tensor], None]
+OnReported = Callable[[Sample, Tensor, Mapping[str, float]], None]
 
 
 @dataclass(slots=True)
 class _Held:
     sample: Sample
     layout: Layout
+    packed: Tensor
     columns: dict[str, bytes]
     scalars: dict[str, float]
     histogram: tuple[bytes, float] | None
@@ -37,14 +39,16 @@ class Batching:
     Args:
         rank: Whose deliveries these are.
         on_read: Called with every sample and its host copy [columns, T].
+        on_reported: Called with those that are reported, once their scalars are complete.
 
     Attributes:
         dropped: Steps dropped since the last delivery, by reason; they travel with the next one.
     """
 
-    def __init__(self, rank: int, on_read: OnRead) -> None:
+    def __init__(self, rank: int, on_read: OnRead, on_reported: OnReported) -> None:
         self._rank = rank
         self._on_read = on_read
+        self._on_reported = on_reported
         self._layouts: dict[str, Layout] = {}
         self._held: dict[str, _Held] = {}
         self._batches: dict[str, Batch] = {}
@@ -68,7 +72,7 @@ class Batching:
 
         Args:
             sample: What the hook handed over.
-            buffer: Its ``stats.buffer`` on the host; may be reused afterwards.
+            buffer: Its ``stats.buffer`` on the host. Nobody writes to it afterwards.
             now: Monotonic seconds.
             wanted: Whether it is to be reported even when it is like any other.
 
@@ -82,6 +86,7 @@ class Batching:
         held = _Held(
             sample=sample,
             layout=layout,
+            packed=packed,
             columns=columns,
             scalars=scalars.read(dict(zip(stats.scalar_names, values, strict=True))),
             histogram=_histogram(sample, layout),
@@ -148,6 +153,7 @@ class Batching:
         sample = held.sample
         sample.packed = True
         given = {**held.scalars, **scalars.read(dict(sample.scalars))}
+        self._on_reported(sample, held.packed, given)
         batch = self._batches.get(optimizer)
         sampled = None if held.histogram is None else held.histogram[1]
         if batch is None or not batch.takes(held.layout, sample.step, sampled=sampled):

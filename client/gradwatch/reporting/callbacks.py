@@ -18,11 +18,13 @@ class Callbacks:
 
     Attributes:
         on_read: Of every sample and its host copy [columns, T].
+        on_reported: Of every sample that will be reported, its host copy and all its scalars.
         on_start: Once, whether the service was reached, and why not.
         on_answer: Of every answer to a delivery.
     """
 
     on_read: Callable[[Sample, Tensor], None] | None = None
+    on_reported: Callable[[Sample, Tensor, Mapping[str, float]], None] | None = None
     on_start: Callable[[bool, str], None] | None = None
     on_answer: Callable[[Mapping[str, Any]], None] | None = None
     _started: bool = False
@@ -31,6 +33,10 @@ class Callbacks:
     def read(self, sample: Sample, packed: Tensor) -> None:
         """Tell of a sample."""
         self.call(self.on_read, sample, packed)
+
+    def reported(self, sample: Sample, packed: Tensor, scalars: Mapping[str, float]) -> None:
+        """Tell of a sample that nothing is added to any more."""
+        self.call(self.on_reported, sample, packed, scalars)
 
     def start(self, *, reached: bool, why: str) -> None:
         """Tell, the first time, whether the service was reached."""

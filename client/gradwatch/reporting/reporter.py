@@ -187,6 +187,10 @@ class Reporter:
         """Call back, on the background thread, with every sample and its host copy [columns, T]."""
         self._background.callbacks.on_read = callback
 
+    def on_reported(self, callback: Callable[[Sample, Tensor, Mapping[str, float]], None]) -> None:
+        """Call back with every sample that is reported, its host copy and all its scalars."""
+        self._background.callbacks.on_reported = callback
+
     def on_start(self, callback: Callable[[bool, str], None]) -> None:
         """Call back once with whether the service was reached, and why not."""
         self._background.callbacks.on_start = callback

@@ -1,5 +1,6 @@
 """Between the optimizers of a Watch and its reporter: manifests out, figures and lines back."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,8 @@ from gradwatch.identity import Identity
 from gradwatch.reporting.reporter import Reporter
 from gradwatch.reporting.sample import Sample
 from gradwatch.settings import Settings
+from gradwatch.sinks.figures import Figures
+from gradwatch.sinks.mirror import Mirror, Sink
 from gradwatch.watching.summary import Latest, Summary
 from gradwatch.watching.tracked import Tracked
 from gradwatch_wire import Manifest
@@ -37,6 +40,7 @@ class Outlet:
     reporter: Reporter
     on_read: "WeakMethod[Callable[[Summary], None]] | None" = None
     summaries: dict[str, Summary] = field(default_factory=dict)
+    mirrors: list[Mirror] = field(default_factory=list)
     _manifests: dict[str, Manifest] = field(default_factory=dict)
     _started: bool = False
     _closed: bool = False
@@ -46,6 +50,7 @@ class Outlet:
     def __post_init__(self) -> None:
         self.reporter.on_start(self._on_start)
         self.reporter.on_read(self._on_read)
+        self.reporter.on_reported(self._on_reported)
 
     def announce(self, tracked: Tracked) -> None:
         """Register an optimizer's tensors, or the tensors and statistics that came since."""
@@ -73,6 +78,10 @@ class Outlet:
         self._steps = max(self._steps, sample.step + 1)
         self.reporter.put(sample)
 
+    def add_sink(self, sink: Sink) -> None:
+        """Write to it too, from a thread of its own."""
+        self.mirrors.append(Mirror(sink))
+
     def latest(self, optimizer: str) -> Latest | None:
         """Return the newest statistics on the host."""
         summary = self.summaries.get(optimizer)
@@ -85,7 +94,10 @@ class Outlet:
         self._closed = True
         self._steps = self._steps if steps is None else steps
         self._reached = self.reporter.health().state in {"online", "starting"}
+        deadline = time.monotonic() + timeout
         self.reporter.close(status, timeout)
+        for mirror in self.mirrors:
+            mirror.close(max(0.1, deadline - time.monotonic()))
         for line in closing_lines(self._ending()):
             self._say(line)
 
@@ -123,6 +135,16 @@ class Outlet:
         told = None if self.on_read is None else self.on_read()
         if told is not None:
             told(summary)
+
+    def _on_reported(self, sample: Sample, packed: Tensor, scalars: Mapping[str, float]) -> None:
+        if not self.mirrors:
+            return
+        names, columns = self.summaries[sample.optimizer].names, sample.stats.columns
+        figures = Figures(
+            sample.optimizer, sample.step, sample.time, scalars, columns, names, packed
+        )
+        for mirror in self.mirrors:
+            mirror.put(figures)
 
     def _ending(self) -> Ending:
         summaries = list(self.summaries.values())

@@ -14,6 +14,7 @@ from gradwatch.errors import PolicyError
 from gradwatch.identity import Identity
 from gradwatch.scalars import accept
 from gradwatch.settings import Settings
+from gradwatch.sinks.mirror import Sink
 from gradwatch.statistics import GradStats
 from gradwatch.watching.amp import ScalerHook, scaler_around
 from gradwatch.watching.health import Health
@@ -165,6 +166,19 @@ class Watch:
             rejected_scalars=self._rejected,
             delivery=None if self.outlet is None else self.outlet.reporter.health(),
         )
+
+    def add_sink(self, sink: Sink) -> None:
+        """Write what is reported to another tracker too, from a thread of its own.
+
+        ``close()`` closes it. Where nothing is reported (mode ``disabled``, ranks above 0) nothing
+        is written.
+
+        Args:
+            sink: For example :class:`gradwatch.sinks.TensorBoard`, or anything with ``write(figures)``
+                and ``close()``.
+        """
+        if self.outlet is not None and self.identity.rank == 0 and not self._is_over("add_sink"):
+            self.outlet.add_sink(sink)
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until everything so far is acknowledged or in the spool.

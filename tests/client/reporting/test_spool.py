@@ -28,7 +28,7 @@ WIRE = manifest()
 
 def deliveries(count: int, steps: int = 3) -> list[Delivery]:
     """Deliveries with sequences from 0, of a few steps each."""
-    batching = Batching(0, lambda *_: None)
+    batching = Batching(0, lambda *_: None, lambda *_: None)
     batching.introduce("default", Layout(WIRE, WIRE.hash, Packer(STATISTICS, WIRE)))
     made: list[Delivery] = []
     for index in range(count):
