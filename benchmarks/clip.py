@@ -20,7 +20,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 import gradwatch
 from gradwatch import clip
 from gradwatch.errors import KernelError
-from gradwatch.kernels import library
+from gradwatch.kernels import Glance, library
 
 BASE = "torch clip_grad_norm_"
 FAR = 1e9  # a limit that nothing reaches
@@ -87,6 +87,13 @@ def variants(parameters: list[torch.nn.Parameter], grads: list[Tensor]) -> dict[
         clipper = gradwatch.Clipper(policy, **options)  # type: ignore[arg-type]  # as given below
         return lambda: clipper.clip_([p.grad for p in parameters], parameters)
 
+    def uncompiled(policy: object) -> Turn:
+        clipper = gradwatch.Clipper(policy)  # type: ignore[arg-type]  # as given below
+        clipper._used[torch.device("cpu")] = (
+            Glance()
+        )  # what `auto` takes where nothing was compiled
+        return lambda: clipper.clip_([p.grad for p in parameters], parameters)
+
     return {
         "torch clip_grad_value_": lambda: clip_grad_value_(parameters, FAR),
         "norm().item() per parameter": lambda: [p.grad.norm().item() for p in parameters],
@@ -97,6 +104,8 @@ def variants(parameters: list[torch.nn.Parameter], grads: list[Tensor]) -> dict[
         "ours, norm, nothing clipped": ours(clip.norm(FAR)),
         "ours, norm, clipped": ours(clip.norm(norm / 2)),
         "ours, measure only": ours(None),
+        "without a compiler, value, nothing clipped": uncompiled(clip.value(FAR)),
+        "without a compiler, value, 1 % clipped": uncompiled(clip.value(limit)),
         "reference kernel, value": ours(clip.value(FAR), kernel="reference"),
     }
 

@@ -7,11 +7,13 @@ import torch
 
 from gradwatch.errors import KernelError
 from gradwatch.kernels.base import Gradients, Kernel, Row, accumulator, new_rows
+from gradwatch.kernels.glance import Glance
 from gradwatch.kernels.library import load_cpu
 from gradwatch.kernels.reference import Reference, round_down
 
 __all__ = [
     "KERNELS",
+    "Glance",
     "Gradients",
     "Kernel",
     "Reference",
@@ -64,5 +66,5 @@ def choose(name: str, device: torch.device) -> tuple[Kernel, str | None]:
         if name == "cpu":
             raise KernelError(str(found)) from found
         logging.getLogger("gradwatch").warning("using the reference kernel: %s", found)
-        return Reference(), str(found)
+        return Glance(), str(found)
     return found, None

@@ -7,10 +7,9 @@ this file is where it breaks.
 import torch
 from torch import Tensor
 
-__all__ = ["mul_"]
+__all__ = ["copy_"]
 
 
-def mul_(tensors: list[Tensor], factors: list[Tensor]) -> None:
-    """Multiply every tensor by its own [] factor, in place, without reading the factor."""
-    if tensors:
-        torch._foreach_mul_(tensors, factors)
+def copy_(tensors: list[Tensor], sources: list[Tensor]) -> None:
+    """Copy every source into its tensor of the same shape."""
+    torch._foreach_copy_(tensors, sources)

@@ -1,24 +1,38 @@
 """The kernel that says what is right: plain torch, any device, no branch on a value.
 
-Every other kernel is tested against it. Sums run in float64 (float32 where a device has no more);
-gradients that are as wide as the sums are divided by their largest element first, so that a square
-never overflows or vanishes.
+Every other kernel is tested against it. It works through matrices of a bounded size, a row per tensor
+(see :mod:`gradwatch.kernels.pieces`). Each row is divided by its largest element, so that squares
+neither overflow nor vanish, and summed in its own precision by sums that torch arranges as a tree;
+rows are joined in float64 (float32 where a device has no more).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gradwatch.kernels import foreach, sampling
-from gradwatch.kernels.base import Gradients, Row, accumulator
+from gradwatch.kernels import sampling
+from gradwatch.kernels.base import Gradients, Row
+from gradwatch.kernels.pieces import Families, Piece, Scratch
 
-__all__ = ["Reference", "round_down"]
+__all__ = ["Part", "Reference", "clip_piece_", "round_down"]
 
-# Elements looked at together: what fits a CPU's second-level cache as float64, or enough to fill a GPU.
-_CPU_CHUNK = 1 << 15
-_DEVICE_CHUNK = 1 << 24
+
+class Part(NamedTuple):
+    """What is in each row of a matrix, all [rows]. Sums are of elements divided by a scale."""
+
+    max_abs: Tensor
+    scale: Tensor
+    squares: Tensor
+    total: Tensor
+    nonzero: Tensor  # how many elements are finite and not zero
+    finite: Tensor  # how many are finite
+    nan: Tensor
+    clipped: Tensor  # how many finite ones the limit changed
+    scale_after: Tensor
+    squares_after: Tensor
+    dot: Tensor  # divided by both scales
 
 
 class Reference:
@@ -26,38 +40,41 @@ class Reference:
 
     name = "reference"
 
+    def __init__(self) -> None:
+        self._families = Families()
+
     def measure_(
         self, grads: Gradients, limits: Tensor | None, rows: Tensor, *, zero_nonfinite: bool = False
     ) -> None:
         """See :class:`gradwatch.kernels.base.Kernel`."""
-        for index, grad in enumerate(grads.tensors):
-            if grad is not None:
-                limit = None if limits is None else round_down(limits[index], grad.dtype)
-                column = _measure_(grad.detach(), limit, zero_nonfinite=zero_nonfinite)
-                rows.select(1, index).copy_(column)
+        families, empty = self._families.of(grads)
+        for family in families:
+            limit = None
+            if limits is not None:
+                dtype = grads.dtypes[family.members[0]] or torch.float32
+                limit = round_down(limits.index_select(0, family.order), dtype)
+            pieces = family.pieces(grads)
+            table = family.join(self._look_(pieces, limit, zero=zero_nonfinite))
+            columns = _columns(table.to(rows.dtype), family.numel, limit, zero=zero_nonfinite)
+            rows.index_copy_(1, family.order, columns)
+        for index in empty:
+            rows[Row.COSINE_AFTER :, index] = 1
 
     def scale_(self, grads: Gradients, coefficients: Tensor, rows: Tensor) -> None:
         """See :class:`gradwatch.kernels.base.Kernel`."""
-        wide, coefficients_wide, narrow = [], [], []
-        for index, grad in enumerate(grads.tensors):
-            if grad is None:
-                continue
-            single = grad.dtype is not torch.float64
-            kind = torch.float32 if single else torch.float64
-            coefficient = round_down(coefficients[index], kind)
-            if grad.dtype in (torch.float32, torch.float64):
-                wide.append(grad.detach())
-                coefficients_wide.append(coefficient)
-            else:
-                narrow.append((grad.detach(), coefficient))
-        foreach.mul_(wide, coefficients_wide)
-        for grad, coefficient in narrow:
-            # A product in 16 bits would round the coefficient to 16 bits first.
-            grad.copy_(grad.to(torch.float32).mul_(coefficient))
-        for index, grad in enumerate(grads.tensors):
-            if grad is not None:
-                after, norm = rows[Row.NORM_AFTER, index], _finite_norm(grad.detach())
-                after.copy_(torch.where(coefficients[index] < 1, norm, after))
+        families, empty = self._families.of(grads)
+        for family in families:
+            wide = grads.dtypes[family.members[0]] is torch.float64
+            factors = coefficients.index_select(0, family.order)
+            used = round_down(factors, torch.float64 if wide else torch.float32)
+            parts = [_scale_(p, used) for p in family.pieces(grads)]
+            scale, squares = family.join(parts).to(rows.dtype)
+            norm = _norm(squares, scale)
+            kept = rows[Row.NORM_AFTER].index_select(0, family.order)
+            after = torch.where(factors < 1, norm, kept)
+            rows[Row.NORM_AFTER].index_copy_(0, family.order, after)
+        for index in empty:
+            rows[Row.NORM_AFTER, index] *= coefficients[index] >= 1
 
     def zero_(self, grads: Gradients, when: Tensor) -> None:
         """See :class:`gradwatch.kernels.base.Kernel`."""
@@ -81,6 +98,22 @@ class Reference:
         """See :class:`gradwatch.kernels.base.Kernel`."""
         return sampling.products(a, b, lengths)
 
+    def _look_(self, pieces: Sequence[Piece], limit: Tensor | None, *, zero: bool) -> list[Tensor]:
+        """Clip pieces of one family and return what was in each, [len(Part), rows]."""
+        scratch = Scratch(pieces)
+        return [clip_piece_(piece, scratch, limit, zero=zero) for piece in pieces]
+
+
+def clip_piece_(piece: Piece, scratch: Scratch, limit: Tensor | None, *, zero: bool) -> Tensor:
+    """Hold a piece within the [T] limits of its family; return what was in it, [len(Part), rows]."""
+    matrix, shared = piece.matrix()
+    if limit is not None:
+        limit = limit[piece.index : piece.index + len(matrix)].unsqueeze(1)
+    part = _measure_(matrix, scratch, limit, zero=zero)
+    if not shared and (zero or limit is not None):
+        piece.write_(matrix)
+    return torch.stack(part)
+
 
 def round_down(value: Tensor, dtype: torch.dtype) -> Tensor:
     """Return ``value`` (above 0) in ``dtype``, rounded toward zero.
@@ -93,136 +126,118 @@ def round_down(value: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(nearest.to(value.dtype) > value, below, nearest)
 
 
-class _Part(NamedTuple):
-    """Sums over one chunk, all []; elements are divided by the tensor's scale, before and after."""
+def _measure_(matrix: Tensor, scratch: Scratch, limit: Tensor | None, *, zero: bool) -> Part:
+    """Clip the rows of a matrix to limits [rows, 1].
 
-    max_abs: Tensor
-    squares: Tensor
-    total: Tensor
-    finite: Tensor  # how many elements are finite
-    nonzero: Tensor  # how many of those are not zero
-    numbers: Tensor  # how many elements are neither zero nor NaN
-    changed: Tensor  # how many finite ones the limit changed
-    squares_after: Tensor
-    dot: Tensor
+    Spelled in operations that torch vectorises: on a CPU those that make bools are ten times slower,
+    while a comparison written into floats, 1 for true, is as fast as a sum.
+    """
+    finite, before, after, room, given = scratch.like(matrix)
+    given = matrix if matrix.dtype == given.dtype else given.copy_(matrix)  # 16 bits round counts
+    torch.nan_to_num(given, 0.0, 0.0, 0.0, out=finite)
+    largest = torch.maximum(finite.amax(1), finite.amin(1).neg())
+    nan = torch.ne(given, given, out=room).sum(1)
+    is_finite = torch.eq(given, finite, out=room).sum(1)
+    nonzero = torch.ne(finite, 0, out=room).sum(1)
+    if zero:
+        matrix.nan_to_num_(0.0, 0.0, 0.0)
+    if limit is not None:
+        torch.maximum(torch.minimum(matrix, limit, out=matrix), -limit, out=matrix)
+    scale = scale_after = _positive(largest)
+    torch.div(finite, scale.unsqueeze(1), out=before)
+    squares = squares_after = dot = torch.mul(before, before, out=room).sum(1)
+    clipped = torch.zeros_like(squares)
+    total = before.sum(1)
+    if limit is not None:
+        bound = limit.to(given.dtype)
+        torch.maximum(torch.minimum(finite, bound, out=after), -bound, out=after)
+        clipped = torch.ne(finite, after, out=room).sum(1)
+        scale_after = _positive(torch.minimum(scale, bound.squeeze(1)))
+        after /= scale_after.unsqueeze(1)
+        squares_after = torch.mul(after, after, out=room).sum(1)
+        dot = torch.mul(before, after, out=room).sum(1)
+    return Part(
+        max_abs=largest,
+        scale=scale,
+        squares=squares,
+        total=total,
+        nonzero=nonzero,
+        finite=is_finite,
+        nan=nan,
+        clipped=clipped,
+        scale_after=scale_after,
+        squares_after=squares_after,
+        dot=dot,
+    )
 
 
-def _measure_(grad: Tensor, limit: Tensor | None, *, zero_nonfinite: bool) -> Tensor:
-    """Clip one gradient and return its column, [len(Row)]."""
-    scale = scale_after = _scale(grad)
-    if limit is not None and grad.dtype == scale.dtype:
-        scale_after = torch.where(limit > 0, torch.minimum(scale, limit.to(scale.dtype)), scale)
-    scales = (scale, scale_after)
-    parts = [torch.stack(_part_(c, scales, limit, zero=zero_nonfinite)) for c in _chunks(grad)]
-    if not parts:
-        empty = torch.zeros(len(Row), dtype=scale.dtype, device=grad.device)
-        empty[Row.COSINE_AFTER :] = 1
-        return empty
-    table = torch.stack(parts)
-    sums = _Part(*table.sum(0))._replace(max_abs=table[:, 0].max())
-    nonfinite, infinite = grad.numel() - sums.finite, sums.numbers - sums.nonzero
-    norm, after = sums.squares.sqrt(), sums.squares_after.sqrt()
+def _columns(table: Tensor, numel: int, limit: Tensor | None, *, zero: bool) -> Tensor:
+    """Join the parts of tensors, [len(Part), T, parts], to rows, [len(Row), T]."""
+    part = Part(*table)
+    largest, share = _shares(part.squares, part.scale)
+    largest_after, share_after = _shares(part.squares_after, part.scale_after)
+    norm = _norm(part.squares, part.scale)
+    after = _norm(part.squares_after, part.scale_after)
+    total, dot = (part.total * share).sum(1), (part.dot * share * share_after).sum(1)
+    finite, nan, clipped = part.finite.sum(1), part.nan.sum(1), part.clipped.sum(1)
     held = held_squares = torch.zeros_like(norm)
-    if limit is not None and not zero_nonfinite:
+    if limit is not None and not zero:
         # An infinite limit holds nothing, and infinity times 0 is NaN.
         used = torch.where(limit.isfinite(), limit, 0).to(norm.dtype)
-        held = infinite * limit.isfinite()
+        held = (numel - finite - nan) * limit.isfinite()
         held_squares = held * used * used
-    cosine = torch.where(after > 0, (sums.dot / (norm * after)).clamp(max=1), (norm <= 0).to(norm))
-    most = torch.finfo(norm.dtype).max  # where the range ends, not infinity
+    alike = dot / ((norm / largest) * (after / largest_after))
+    cosine = torch.where(after > 0, alike.clamp(max=1), (norm <= 0).to(norm))
     return torch.stack(
         [
             held_squares,
-            (norm * scale).clamp(max=most),
-            sums.max_abs,
-            sums.total / grad.numel() * scale,
-            nonfinite,
-            nonfinite - infinite,
-            sums.finite - sums.nonzero,
-            sums.changed + held,
-            (after * scale_after).clamp(max=most),
+            norm,
+            part.max_abs.amax(1),
+            total / numel * largest,
+            numel - finite,
+            nan,
+            finite - part.nonzero.sum(1),
+            clipped + held,
+            after,
             cosine,
             torch.ones_like(norm),
         ]
     )
 
 
-def _part_(
-    grad: Tensor, scales: tuple[Tensor, Tensor], limit: Tensor | None, *, zero: bool
-) -> _Part:
-    """Clip one chunk.
-
-    Spelled in operations that torch vectorises: those that make or take bools, such as ``isfinite``,
-    ``where`` and ``masked_fill``, are ten times slower on a CPU.
-    """
-    wide = scales[0].dtype
-    given = grad if grad.dtype == wide else grad.to(torch.float32)  # 16 bits would round counts
-    finite = given.nan_to_num(0.0, 0.0, 0.0)
-    magnitudes = finite.abs()
-    before = _scaled(finite, scales[0])
-    squares = squares_after = dot = (before * before).sum()
-    changed = torch.zeros_like(squares)
-    # Asked before the gradient changes, which `given` may be: 1 for a number, since inf * 0 is NaN.
-    numbers, is_finite = _nonzero(given), (given * 0).add_(1).nan_to_num_(0.0)
-    if zero:
-        grad.nan_to_num_(0.0, 0.0, 0.0)
-    if limit is not None:
-        torch.copysign(torch.minimum(grad.abs(), limit), grad, out=grad)
-        clipped = torch.copysign(torch.minimum(magnitudes, limit.to(finite.dtype)), finite)
-        changed = _nonzero(finite - clipped).to(wide)
-        after = _scaled(clipped, scales[1])
-        squares_after, dot = (after * after).sum(), (before * after).sum()
-    return _Part(
-        max_abs=magnitudes.max().to(wide),
-        squares=squares,
-        total=before.sum(),
-        finite=is_finite.sum().to(wide),
-        nonzero=_nonzero(finite).to(wide),
-        numbers=numbers.to(wide),
-        changed=changed,
-        squares_after=squares_after,
-        dot=dot,
-    )
+def _norm(squares: Tensor, scale: Tensor) -> Tensor:
+    """Return the [T] norms of tensors whose parts, [T, parts], were divided by these scales."""
+    most = torch.finfo(squares.dtype).max  # where the range ends, not infinity
+    largest, share = _shares(squares, scale)
+    return ((squares * share**2).sum(1).sqrt() * largest).clamp(max=most)
 
 
-def _scaled(values: Tensor, scale: Tensor) -> Tensor:
-    """Return values in the dtype of sums; those that were narrower need no scale, theirs is 1."""
-    return values / scale if values.dtype == scale.dtype else values.to(scale.dtype)
+def _shares(squares: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest scale of each tensor's parts that are not all zero, and each one's share of it."""
+    used = torch.where(squares > 0, scale, 0)
+    largest = _positive(used.amax(1))
+    return largest, used / largest.unsqueeze(1)
 
 
-def _nonzero(values: Tensor) -> Tensor:
-    """Count elements that are not zero and not NaN, infinities included; exact up to a chunk."""
-    return values.sign().nan_to_num_(0.0).abs_().sum()
+def _scale_(piece: Piece, coefficients: Tensor) -> Tensor:
+    """Multiply a piece and return scale and squares of the finite products, [2, rows]."""
+    matrix, shared = piece.matrix()
+    factor = coefficients[piece.index : piece.index + len(matrix)].unsqueeze(1)
+    # A product in 16 bits would round the coefficient to 16 bits first.
+    matrix.copy_(_at_least_single(matrix) * factor)
+    if not shared:
+        piece.write_(matrix)
+    finite = _at_least_single(matrix).nan_to_num(0.0, 0.0, 0.0)
+    scale = _positive(torch.maximum(finite.amax(1), finite.amin(1).neg()))
+    finite /= scale.unsqueeze(1)
+    return torch.stack([scale, finite.mul_(finite).sum(1)])
 
 
-def _scale(grad: Tensor) -> Tensor:
-    """Return what to divide by before squaring: 1, or the largest element of a wide gradient."""
-    wide = accumulator(grad.device)
-    one = torch.ones((), dtype=wide, device=grad.device)
-    if grad.dtype != wide or grad.numel() == 0:
-        return one
-    largest = torch.stack(
-        [torch.where(c.isfinite(), c, 0).abs().max() for c in _chunks(grad)]
-    ).max()
-    return torch.where(largest > 0, largest, one)
+def _positive(values: Tensor) -> Tensor:
+    """Return values to divide by: 1 in place of 0."""
+    return torch.where(values > 0, values, 1)
 
 
-def _finite_norm(grad: Tensor) -> Tensor:
-    scale = _scale(grad)
-    parts = [c.nan_to_num(0.0, 0.0, 0.0).to(scale.dtype) / scale for c in _chunks(grad)]
-    squares = [(p * p).sum() for p in parts]
-    if not squares:
-        return torch.zeros_like(scale)
-    norm = torch.stack(squares).sum().sqrt() * scale
-    return norm.clamp(max=torch.finfo(norm.dtype).max)
-
-
-def _chunks(grad: Tensor) -> Iterator[Tensor]:
-    """Yield views that cover the gradient once, so that temporaries stay small."""
-    if grad.numel() == 0:
-        return
-    size = _CPU_CHUNK if grad.device.type == "cpu" else _DEVICE_CHUNK
-    flat: Sequence[Tensor] = (grad,)
-    if grad.is_contiguous():
-        flat = torch.split(grad.view(-1), size)
-    yield from flat
+def _at_least_single(matrix: Tensor) -> Tensor:
+    """Return a matrix in which counts of elements are exact: 16 bits would round them."""
+    return matrix if matrix.dtype == torch.float64 else matrix.to(torch.float32)
