@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     if given.peers:
         # Only then: it measures with what is here.
-        from benchmarks.peer_table import compare  # noqa: PLC0415
+        from benchmarks.peer_table import compare  # noqa: PLC0415 - only when peers are asked for
 
         compare(given.tensors, given.seconds, given.peers)
         return
