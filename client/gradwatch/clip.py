@@ -72,19 +72,21 @@ def value_rms(factor: float, *, decay: float = 0.99) -> ValueRms:
 
 
 def adaptive(
-    quantile: float = 0.25,
+    quantile: float | None = None,
     *,
+    preference: str = "balanced",
     window: int = 64,
-    rise: float = 0.001,
+    rise: float | None = None,
     initial: float | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
 ) -> Adaptive:
     """Limit the joint norm by the service's rule, locally and from the first steps on.
 
-    See :class:`.Adaptive`.
+    ``preference`` is ``tight``, ``balanced`` or ``guard``, as in a recommendation. See
+    :class:`.Adaptive`.
     """
-    return Adaptive(quantile, window, rise, initial, minimum, maximum)
+    return Adaptive(quantile, window, rise, initial, minimum, maximum, preference)
 
 
 def spike_skip(give_up: int = 5, *, window: int = 64) -> SpikeSkip:

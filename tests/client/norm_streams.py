@@ -14,6 +14,7 @@ PUBLISHED = gradwatch.clip.published
 LEARNED = [
     gradwatch.clip.adaptive(),
     gradwatch.clip.adaptive(0.1, window=8, initial=2.0, minimum=0.5, maximum=5.0),
+    gradwatch.clip.adaptive(preference="guard"),
     PUBLISHED.autoclip(),
     PUBLISHED.autoclip(90.0, history=16),
     PUBLISHED.zclip(max_norm=None, warmup=10),
@@ -40,7 +41,12 @@ def gradients_of_norm(norm: float) -> list[Tensor]:
     return [first, torch.tensor([[0.8]], dtype=torch.float64) * norm]
 
 
-def follow(clipper: gradwatch.Clipper, norms: list[float]) -> list[tuple[float, float]]:
+def follow(
+    clipper: gradwatch.Clipper, norms: list[float], rates: list[float | None] | None = None
+) -> list[tuple[float, float]]:
     """Return the threshold and the norm after clipping of each step."""
-    steps = [clipper.clip_(gradients_of_norm(norm)).to_dict() for norm in norms]
+    steps = [
+        clipper.clip_(gradients_of_norm(norm), learning_rate=rate).to_dict()
+        for norm, rate in zip(norms, rates or [None] * len(norms), strict=True)
+    ]
     return [(one["threshold"], one["global_norm_after"]) for one in steps]

@@ -1,3 +1,4 @@
+import io
 import math
 import statistics
 from itertools import pairwise
@@ -7,40 +8,161 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.client.no_host_sync import no_host_sync
 from tests.client.norm_streams import follow, gradients_of_norm, recorded_like
 
 import gradwatch
 from gradwatch import Clipper, clip
+from gradwatch.clipping.adaptive import PREFERENCES
 from gradwatch.clipping.stages import Scope
 from gradwatch.clipping.window import WindowStage
 from gradwatch_service.recommenders import norm as service
 
 
-def service_thresholds(norms, preference):
+def service_thresholds(norms, preference, rates=None):
     """What the service recommends before each step."""
     state, found = service.initial_state(), []
     for step, norm in enumerate(norms):
+        rate = math.nan if rates is None or rates[step] is None else rates[step]
         found.append(state.threshold(preference) or math.nan)
         state = service.advance_norms(
             state,
             np.array([step]),
             np.array([norm]),
             np.array([math.isfinite(norm)]),
-            np.array([math.nan]),
+            np.array([rate]),
         )
     return found
 
 
-@pytest.mark.parametrize(("preference", "quantile"), [("balanced", 0.25), ("tight", 0.1)])
-def test_the_limit_is_what_the_service_would_recommend_before_that_step(preference, quantile):
+every_preference = pytest.mark.parametrize("preference", sorted(PREFERENCES))
+
+
+@every_preference
+def test_the_limit_is_what_the_service_would_recommend_before_that_step(preference):
     norms = recorded_like(300)
     norms[7] = norms[150] = math.nan
     norms[20] = 0.0
-    found = follow(Clipper(clip.adaptive(quantile)), norms)
+    found = follow(Clipper(clip.adaptive(preference=preference)), norms)
 
     expected = service_thresholds(norms, preference)
     assert [threshold for threshold, _ in found] == pytest.approx(expected, rel=1e-9, nan_ok=True)
     assert all(after <= limit * (1 + 1e-6) for limit, after in found if limit > 0)
+
+
+def rates_with_changes(steps):
+    """A warm-up, a step of a schedule, a return, a slow cosine, and steps that tell no rate."""
+    rates = [0.1 * min(1.0, (step + 1) / 10) for step in range(steps)]
+    rates[60:90] = [0.02] * 30
+    rates[90:130] = [0.1] * 40
+    rates[130:] = [0.1 * math.cos(step / steps) for step in range(steps - 130)]
+    rates[62] = rates[95] = rates[200] = None
+    rates[160] = 0.0
+    return rates
+
+
+@every_preference
+def test_the_learning_rate_holds_the_limit_at_the_same_steps_as_in_the_service(preference):
+    # Norms that rise throughout: without the hold the limit would rise at every step.
+    norms = [math.exp(0.01 * step) * norm for step, norm in enumerate(recorded_like(240))]
+    norms[63] = norms[100] = math.inf
+    rates = rates_with_changes(len(norms))
+    policy = clip.adaptive(preference=preference)
+    held = [threshold for threshold, _ in follow(Clipper(policy), norms, rates)]
+    free = [threshold for threshold, _ in follow(Clipper(policy), norms)]
+
+    expected = service_thresholds(norms, preference, rates)
+    assert held == pytest.approx(expected, rel=1e-9, nan_ok=True)
+    assert held != pytest.approx(free, rel=1e-6, nan_ok=True)
+    assert all(after <= before for before, after in pairwise(held[61:81]))
+
+
+@pytest.mark.parametrize("stopped", range(58, 86, 4))
+def test_a_job_that_is_restarted_within_the_hold_goes_on_holding(stopped):
+    norms, rates = recorded_like(120), rates_with_changes(240)[:120]
+    straight, first = Clipper(clip.adaptive()), Clipper(clip.adaptive())
+    expected = follow(straight, norms, rates)
+    follow(first, norms[:stopped], rates[:stopped])
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    restarted = Clipper(clip.adaptive())
+    restarted.load_state_dict(torch.load(file, weights_only=True))
+
+    found = follow(restarted, norms[stopped:], rates[stopped:])
+    assert found == expected[stopped:]
+    assert repr(restarted.state_dict()) == repr(straight.state_dict())
+
+
+def test_a_state_saved_before_learning_rates_were_followed_still_loads():
+    clipper, norms = Clipper(clip.adaptive()), recorded_like(80)
+    follow(clipper, norms[:40])
+    state = clipper.state_dict()
+    for name in ("rates", "since"):
+        del state["stages"][0]["tensors"][name]
+    restarted = Clipper(clip.adaptive())
+    restarted.load_state_dict(state)
+
+    assert follow(restarted, norms[40:]) == follow(clipper, norms[40:])
+
+
+@every_preference
+def test_a_watched_job_hands_its_learning_rate_to_the_limit(preference, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADWATCH_QUIET", "1")
+    weight = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    policy = clip.adaptive(preference=preference)
+    watch = gradwatch.watch(None, optimizer, clip=policy, mode="disabled")
+    norms, found = [1.05**step for step in range(80)], []
+    rates = [0.1] * 40 + [0.4] * 40
+    for norm, rate in zip(norms, rates, strict=True):
+        optimizer.param_groups[0]["lr"] = rate
+        weight.grad = torch.tensor([0.6, 0.8], dtype=torch.float64) * norm
+        optimizer.step()
+        found.append(float(watch.threshold))
+    watch.close()
+
+    expected = service_thresholds(norms, preference, rates)
+    assert found == pytest.approx(expected, rel=1e-6, nan_ok=True)
+    assert found[40:60] == [found[40]] * 20
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+@pytest.mark.parametrize("tensor", [False, True], ids=["number", "tensor"])
+def test_a_changing_learning_rate_is_never_read_back_to_the_host(device, tensor):
+    grads = [torch.zeros(3, 4, device=device) for _ in range(3)]
+    clipper = Clipper(clip.adaptive(preference="guard"), kernel="reference")
+    rates = [torch.full((), 0.1 * 3**n, device=device) if tensor else 0.1 * 3**n for n in range(4)]
+    clipper.clip_(grads, learning_rate=rates[0])
+
+    with no_host_sync():
+        for rate in rates:
+            clipper.clip_(grads, learning_rate=rate)
+
+
+def test_a_rate_that_the_optimizer_changes_in_place_is_remembered_as_it_was():
+    rate = torch.tensor(0.1)
+    moving, fixed = Clipper(clip.adaptive()), Clipper(clip.adaptive())
+    found = []
+    for step, norm in enumerate(recorded_like(60)):
+        rate.fill_(0.1 if step < 30 else 0.5)
+        found.append(
+            [
+                float(clipper.clip_(gradients_of_norm(norm), learning_rate=given).threshold)
+                for clipper, given in ((moving, rate), (fixed, 0.1 if step < 30 else 0.5))
+            ]
+        )
+
+    assert all(a == b or math.isnan(a) for a, b in found)
+    assert float(moving.state_dict()["stages"][0]["tensors"]["since"]) == 20
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"preference": "loose"}, {"preference": "guard", "quantile": 0.1}]
+)
+def test_a_preference_that_says_nothing_is_refused(wrong):
+    with pytest.raises(gradwatch.errors.PolicyError, match="guard"):
+        clip.adaptive(**wrong)
 
 
 def test_it_falls_at_once_and_rises_at_most_by_its_share_per_step():

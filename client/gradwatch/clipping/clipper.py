@@ -110,6 +110,7 @@ class Clipper:
         parameters: Sequence[Tensor | None] | None = None,
         step: int | None = None,
         momenta: Sequence[Tensor | None] | None = None,
+        learning_rate: float | Tensor | None = None,
     ) -> GradStats:
         """Clip the gradients in place and return what they were like. Reads nothing back.
 
@@ -118,6 +119,7 @@ class Clipper:
             parameters: Their parameters; agc and norms of weights and updates need them.
             step: Number of this step; counts on from the last one when left out.
             momenta: The optimizer's momentum buffers, for ``cosine_momentum``.
+            learning_rate: The step's rate; ``adaptive`` stands still for a while when it changes.
 
         Raises:
             GradientError: A gradient that cannot be clipped in place; nothing was changed.
@@ -132,7 +134,9 @@ class Clipper:
         shape = self._shape_on(device, prepared)
         held = Held(buffer.rows, shape.dtypes)
         execution = Execution(prepared, self._kernel_for, buffer.rows, held)
-        now = Situation(prepared.gradients, parameters, buffer.rows, shape.numel, self._reduce)
+        now = Situation(
+            prepared.gradients, parameters, buffer.rows, shape.numel, self._reduce, learning_rate
+        )
         extra = self._extras.measure(step, execution.groups, shape.numel, parameters, momenta)
         execution.run_(self._passes, now, step, self.nonfinite)
         stats = buffer.finish(step, execution.skipped, self.names, extra)

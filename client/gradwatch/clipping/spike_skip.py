@@ -9,13 +9,9 @@ from torch import Tensor
 
 from gradwatch.clipping.learned import JointPolicy, check
 from gradwatch.clipping.stages import Scope, Stage
-from gradwatch.clipping.window import WindowStage, quantile
+from gradwatch.clipping.window import MIN_NORMS, WindowStage
 
 __all__ = ["SpikeSkip"]
-
-_MIN_NORMS = 3
-_MIN_SPREAD = 0.08  # these numbers are those of the service's spike_threshold
-_MAD_TO_SIGMA = 1.4826
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ class SpikeSkip(JointPolicy):
 
     def __post_init__(self) -> None:
         check(self, "spike_skip", "give_up", whole=True, least=1, most=1_000_000)
-        check(self, "spike_skip", "window", whole=True, least=_MIN_NORMS, most=100_000)
+        check(self, "spike_skip", "window", whole=True, least=MIN_NORMS, most=100_000)
 
     def stage(self, scope: Scope) -> Stage:
         """Return the stage that carries it out."""
@@ -58,7 +54,7 @@ class _SpikeSkip(WindowStage):
         self._give_up = policy.give_up
 
     def judge(self, norm: Tensor, usable: Tensor) -> Tensor:
-        limit = self._alarm_level().exp()
+        limit = self.alarm_level().exp()
         self.tensors["threshold"] = limit
         spike = norm > limit
         gives_up = usable & spike & (self.tensors["skipped"] >= self._give_up)
@@ -72,14 +68,3 @@ class _SpikeSkip(WindowStage):
         empty = torch.full_like(self.tensors["ring"], math.inf)
         none = torch.zeros_like(self.tensors["count"])
         self.learn(gives_up, ring=empty, ordered=empty, count=none)
-
-    def _alarm_level(self) -> Tensor:
-        """[] ln of the norm from which on a step is a spike; infinite before the third norm."""
-        held, centre = self.held, self.quantile(0.5)
-        distances = (
-            (self.tensors["ordered"] - centre).abs().nan_to_num(nan=math.inf, posinf=math.inf)
-        )
-        spread = _MAD_TO_SIGMA * quantile(distances.sort().values, held, 0.5)
-        width = 5 * spread.clamp(min=_MIN_SPREAD) * (1 + 30 / held.clamp(min=1))
-        width = width.clamp(math.log(3), math.log(1000))
-        return torch.where(held >= _MIN_NORMS, centre + width, math.inf)

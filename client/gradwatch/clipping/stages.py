@@ -54,6 +54,7 @@ class Situation:
         rows: [len(Row), T] as a kernel writes them, up to date.
         numel: [T] elements of each gradient.
         reduce: How to join norms over ranks; None where every rank has whole tensors.
+        learning_rate: The rate of this step, where the caller knows it.
     """
 
     grads: Gradients
@@ -61,6 +62,7 @@ class Situation:
     rows: Tensor
     numel: Tensor
     reduce: Reduce | None
+    learning_rate: float | Tensor | None = None
 
     def norms(self, order: float) -> Tensor:
         """Return the [T] norms of the whole tensors as they stand now, held infinities included."""

@@ -1,5 +1,7 @@
 """The last norms of a run in the order they came and in the order of size, on the device."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,11 @@ from gradwatch.clipping.learned import JointStage
 from gradwatch.clipping.stages import Scope
 from gradwatch.errors import PolicyError
 
-__all__ = ["WindowStage", "quantile"]
+__all__ = ["MIN_NORMS", "WindowStage", "quantile"]
+
+MIN_NORMS = 3  # fewer say nothing; this and the numbers below are those of the service
+_MIN_SPREAD = 0.08
+_MAD_TO_SIGMA = 1.4826
 
 
 class WindowStage(JointStage):
@@ -59,6 +65,21 @@ class WindowStage(JointStage):
     def quantile(self, share: float) -> Tensor:
         """[] quantile of the values in the window; infinite while there is none."""
         return quantile(self.tensors["ordered"], self.held, share)
+
+    def alarm_level(self) -> Tensor:
+        """[] value from which on one stands out, of logarithms; infinite before the third.
+
+        The service's ``spike_threshold``: median + max(5 s k, ln 3), at most ln 1000 above it, with
+        s = max(0.08, 1.4826 MAD) and k = 1 + 30 / n.
+        """
+        held, centre = self.held, self.quantile(0.5)
+        distances = (
+            (self.tensors["ordered"] - centre).abs().nan_to_num(nan=math.inf, posinf=math.inf)
+        )
+        spread = _MAD_TO_SIGMA * quantile(distances.sort().values, held, 0.5)
+        width = 5 * spread.clamp(min=_MIN_SPREAD) * (1 + 30 / held.clamp(min=1))
+        width = width.clamp(math.log(3), math.log(1000))
+        return torch.where(held >= MIN_NORMS, centre + width, math.inf)
 
 
 def quantile(ordered: Tensor, count: Tensor, share: float) -> Tensor:

@@ -10,7 +10,7 @@ from gradwatch.reporting.sample import Sample
 from gradwatch.scalars import Scalar
 from gradwatch.statistics import GradStats
 
-__all__ = ["Sampling"]
+__all__ = ["Sampling", "rate_of"]
 
 
 class Sampling:
@@ -49,8 +49,8 @@ class Sampling:
             return None
         scalars = self._since()
         scalars.update(extra)
-        if (rate := _learning_rate(self._optimizer)) is not None:
-            scalars["learning_rate"] = rate
+        if (rate := rate_of(self._optimizer)) is not None:
+            scalars["learning_rate"] = rate.clone() if isinstance(rate, Tensor) else rate
         if previous is not None:
             scalars["duration_seconds"] = begun - previous
         scalars["overhead_seconds"] = time.perf_counter() - begun
@@ -79,10 +79,13 @@ class Sampling:
         }
 
 
-def _learning_rate(optimizer: Optimizer) -> Scalar | None:
-    """Return the rate of the first group, the one that schedules and papers speak of."""
+def rate_of(optimizer: Optimizer) -> Scalar | None:
+    """Return the rate of the first group, the one that schedules and papers speak of.
+
+    A tensor is the optimizer's own, which a schedule changes in place.
+    """
     groups = optimizer.param_groups
     rate: Any = groups[0].get("lr") if groups else None
     if isinstance(rate, Tensor):
-        return rate.detach().clone()  # a capturable optimizer's rate is changed in place
+        return rate.detach()
     return float(rate) if isinstance(rate, float | int) else None

@@ -19,7 +19,7 @@ from gradwatch.watching.following import Following
 from gradwatch.watching.hooks import StepHook
 from gradwatch.watching.layout import Layout
 from gradwatch.watching.replicas import weight_checksum
-from gradwatch.watching.sampling import Sampling
+from gradwatch.watching.sampling import Sampling, rate_of
 
 __all__ = ["SampleSink", "Tracked"]
 
@@ -205,7 +205,8 @@ class Tracked:
         if self.following is not None:
             self.following(number)
         grads = self.layout.gradients(changes=changes)
-        stats = self.clipper.clip_(grads, self.layout.weights(), number)
+        rate = rate_of(self.optimizer)
+        stats = self.clipper.clip_(grads, self.layout.weights(), number, learning_rate=rate)
         if inverse is not None and not changes:
             rescale_(stats, inverse)
         self._extra = {}
