@@ -15,12 +15,15 @@ from gradwatch_service.wiring import ServiceDep
 router = APIRouter()
 
 
+# Load balancers and uptime checks ask with HEAD.
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", tags=["health"])
 async def get_health() -> dict[str, str]:
     """The process answers. Touches no storage."""
     return {"status": "ok"}
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses=PROBLEMS, tags=["health"])
 async def get_readiness(service: ServiceDep) -> dict[str, str]:
     """The service takes reports: it is not stopping, and a write would be durable."""
