@@ -161,7 +161,7 @@ def test_an_answer_that_is_held_already_is_not_sent_again(service, posted):
     assert other.status_code == 200
 
 
-def test_tensors_get_thresholds_of_their_own(service, posted):
+def test_tensors_get_thresholds_of_their_own_with_the_promise_they_kept(service, posted):
     given = get(service, "runs/r/recommendation", policy="per_tensor", default=1.0)
 
     assert set(given["thresholds"]) == {t["name"] for t in TENSORS}
@@ -170,8 +170,31 @@ def test_tensors_get_thresholds_of_their_own(service, posted):
         assert one["threshold"] <= np.quantile(window, 0.25) * 1.0001
         assert one["threshold"] > np.quantile(window, 0.25) / 2
         assert one["interval"][0] <= one["threshold"] <= one["interval"][1]
-        assert one["status"] == "estimated"
-    assert given["status"] == "estimated"
+        assert one["realised_steps"] == 64
+        kept = abs(one["realised_share"] - 0.75) <= 0.15
+        assert one["status"] == ("validated" if kept else "estimated")
+    assert given["status"] == "validated"
+    assert given["intended_share"] == 0.75
+    shares = [one["realised_share"] for one in given["thresholds"].values()]
+    assert given["realised_share"] == pytest.approx(np.mean(shares))
+    limits = np.array([one["threshold"] for one in given["thresholds"].values()])
+    tried, norms = given["backtest"], posted[-192:]
+    kept = np.minimum(norms, limits)
+    assert tried["steps"] == 192
+    assert tried["clipped_share"] == pytest.approx(np.mean(norms > limits))
+    assert tried["mean_coefficient"] == pytest.approx(np.mean(kept / norms))
+    assert tried["norm_removed_share"] == pytest.approx(1 - kept.sum() / norms.sum())
+
+
+def test_tensors_whose_norms_fall_for_good_break_the_promise_and_stay_estimated(service):
+    falling = random_norms(260, 6, sigma=0.02) * np.exp(-0.01 * np.arange(260))[:, None]
+    post_run(service, "falling", {"norm": falling})
+
+    given = get(service, "runs/falling/recommendation", policy="per_tensor")
+
+    for one in given["thresholds"].values():
+        assert one["realised_share"] < 0.6
+        assert one["status"] in {"provisional", "estimated"}
 
 
 def test_a_tensor_whose_gradient_is_always_zero_is_named(service):

@@ -15,7 +15,8 @@ from gradwatch_service.queries.histograms import magnitude_history
 from gradwatch_service.queries.memo import Memo
 from gradwatch_service.queries.priors import earlier_norms
 from gradwatch_service.queries.reading import Selection, blocks, select
-from gradwatch_service.recommenders.answer import answer_norm
+from gradwatch_service.recommenders.advice import advice
+from gradwatch_service.recommenders.answer import CODES, answer_norm
 from gradwatch_service.recommenders.base import STATUSES, Asked, version
 from gradwatch_service.recommenders.elementwise import MagnitudeHistory, answer_value
 from gradwatch_service.recommenders.norm import (
@@ -186,7 +187,10 @@ def _tensors(store: Store, found: Selection, asked: Asked) -> dict[str, Any]:
         flood=int(np.count_nonzero(~flags)) > FLOOD_WINDOW // 2,
         last_step=found.last_step,
     )
-    return given | {"version": version(_context(found), given["version"])}
+    context, tried = _context(found), given["backtest"]
+    given["version"] = version(context, given["version"])
+    given["advice"] = advice(context.optimizer_class, tried["mean_coefficient"] if tried else None)
+    return given
 
 
 def _ratio(store: Store, found: Selection, asked: Asked) -> dict[str, Any]:
@@ -235,7 +239,8 @@ def _overlaid(given: dict[str, Any], *, incident: bool, stale: bool) -> dict[str
     if incident:
         status = STATUSES[min(STATUSES.index(status), STATUSES.index("provisional"))]
     kept = [code for code in given["reasons"] if code != "ok"]
-    return given | {"status": status, "reasons": [*kept, *codes]}
+    reason = "; ".join([given["reason"], *(CODES[code] for code in codes)])
+    return given | {"status": status, "reasons": [*kept, *codes], "reason": reason}
 
 
 def _incident(service: Service, run: str) -> bool:

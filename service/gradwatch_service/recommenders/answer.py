@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwatch_service.detectors.base import RunContext
+from gradwatch_service.recommenders.advice import advice
 from gradwatch_service.recommenders.backtest import backtest_norm
 from gradwatch_service.recommenders.base import STATUSES, Asked, Preference, Status, version
 from gradwatch_service.recommenders.norm import (
@@ -31,7 +32,6 @@ WIDE = 1.5  # an interval that leaves threshold / 1.5 .. threshold * 1.5 is not 
 TOLERANCE = 0.15  # by how much realised and intended share may differ
 SAME = 1e-3  # norms this close together (relative) come from a job that normalises by itself
 SAME_SHARE = 0.9
-ADAPTIVE = ("adam", "adagrad", "rmsprop", "lion", "adafactor", "nadam", "radam", "muon")
 
 WORDS: dict[Preference, str] = {
     "tight": "lowest tenth of the last {n} norms, falling at once, rising at most 0.1 % per step",
@@ -116,7 +116,9 @@ def answer_norm(
         "realised_share": float(realised.mean()) if len(realised) else None,
         "realised_steps": len(realised),
         "prior": None if prior is None else _told(prior, used=drawn is not None),
-        "advice": _advice(context, tried.mean_coefficient) if tried else None,
+        "advice": advice(
+            context.optimizer_class if context else None, tried.mean_coefficient if tried else None
+        ),
         "backtest": None if tried is None else _evidence(asdict(tried)),
     }
 
@@ -210,25 +212,6 @@ def _words(status: Status, reasons: list[str], preference: Preference, n: int) -
             "the interval is wider than a factor 1.5, so only provisional"
         )
     return "; ".join([WORDS[preference].format(n=n), *told])
-
-
-def _advice(context: RunContext | None, coefficient: float) -> str | None:
-    """What clipping this often means for the optimizer, or None when it is not known."""
-    if context is None or not context.optimizer_class:
-        return None
-    kind = context.optimizer_class
-    if any(name in kind.lower() for name in ADAPTIVE):
-        return (
-            f"{kind} divides by its own estimate of the gradient's size, so a high clip rate "
-            "hardly changes the step length."
-        )
-    if coefficient >= 0.95:
-        return f"Under {kind} this costs almost nothing of the step length."
-    return (
-        f"Under {kind} the step shrinks with the gradient: on average to {coefficient:.2f} of its "
-        "length, as if the learning rate were cut by that factor. Raise the learning rate by its "
-        "inverse, or ask for preference=guard."
-    )
 
 
 def _evidence(tried: dict[str, Any]) -> dict[str, Any]:

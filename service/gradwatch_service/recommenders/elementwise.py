@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwatch_service.detectors.base import RunContext
+from gradwatch_service.recommenders.advice import advice
+from gradwatch_service.recommenders.backtest import backtest_value
 from gradwatch_service.recommenders.base import Asked, Status, version
 from gradwatch_service.recommenders.magnitudes import (
     elements_above,
@@ -27,7 +29,7 @@ WINDOW = 64  # histograms that are pooled
 ENOUGH = 32
 MIN_STEPS = 3
 WIDE = 1.5
-TOLERANCE = 0.15
+POINT = 0.01  # realised and intended share of energy may differ by this, or by half of the intended
 RESAMPLES = 200
 
 
@@ -87,6 +89,10 @@ def answer_value(
         "valid_from_step": None if history.last_step is None else history.last_step + 1,
         "removed_energy": removed_energy,
         "error_factor": None,
+        "intended_share": removed_energy,
+        "realised_share": None,
+        "realised_steps": 0,
+        "advice": None,
         "backtest": None,
     }
     if code:
@@ -94,7 +100,8 @@ def answer_value(
     counts, bins = _pool(history)
     threshold = float(limit_for(counts[None, :], bins, removed_energy)[0])
     interval = _interval(history, removed_energy, threshold)
-    status, realised = _status(history, interval, threshold, removed_energy)
+    status, realised, judged = _status(history, interval, threshold, removed_energy)
+    evidence = _evidence(history, threshold, counts, bins)
     given |= {
         "threshold": threshold,
         "interval": list(interval),
@@ -105,20 +112,34 @@ def answer_value(
             f"smallest limit that removes at most {100 * removed_energy:g} % of the gradient's "
             f"energy over the last {used} histograms of healthy steps"
         ),
-        "intended_share": removed_energy,
         "realised_share": realised,
-        "backtest": {
-            "steps": used,
-            "clipped_share": float(np.mean(_clips_any(history, threshold))),
-            "clipped_elements_share": elements_above(counts, bins, threshold),
-            "energy_removed_share": float(
-                removed_share(counts[None, :], bins, np.array([threshold]))[0]
-            ),
-        },
+        "realised_steps": judged,
+        "advice": advice(
+            context.optimizer_class if context else None, evidence["mean_coefficient"]
+        ),
+        "backtest": evidence,
     }
     if status == "provisional":
         given["reasons"] = ["too_few_steps"]
     return given
+
+
+def _evidence(
+    history: MagnitudeHistory, threshold: float, counts: Floats, bins: Floats
+) -> dict[str, Any]:
+    """What the threshold would have done to the histograms it rests on."""
+    each = history.counts[-WINDOW:]
+    tried = backtest_value(each, spans(history.bins_per_octave, history.lowest_exponent), threshold)
+    return {
+        "steps": len(each),
+        "clipped_share": float(np.mean(_clips_any(history, threshold))),
+        "mean_coefficient": tried.mean_coefficient if tried else None,
+        "norm_removed_share": tried.norm_removed_share if tried else None,
+        "energy_removed_share": float(
+            removed_share(counts[None, :], bins, np.array([threshold]))[0]
+        ),
+        "clipped_elements_share": elements_above(counts, bins, threshold),
+    }
 
 
 WORDS = {
@@ -189,13 +210,16 @@ def _status(
     interval: tuple[float, float],
     threshold: float,
     share: float,
-) -> tuple[Status, float | None]:
-    """The ladder, and the energy that the limits in force before each histogram would remove."""
+) -> tuple[Status, float | None, int]:
+    """The ladder, and the energy that the limits in force before each histogram would remove.
+
+    Shares of energy are small numbers: a promise of 1 % is not kept by removing 10 %.
+    """
     bins, limits = spans(history.bins_per_octave, history.lowest_exponent), _limits(history, share)
     each = removed_share(history.counts[1:], bins, limits[:-1])[-WINDOW:]
     realised = float(each.mean()) if len(each) else None
     used = len(history.steps[-WINDOW:])
     if used < ENOUGH or interval[1] > WIDE * threshold or interval[0] < threshold / WIDE:
-        return "provisional", realised
-    kept = realised is not None and abs(realised - share) <= TOLERANCE
-    return ("validated" if kept and len(each) == WINDOW else "estimated"), realised
+        return "provisional", realised, len(each)
+    kept = realised is not None and abs(realised - share) <= max(POINT, share / 2)
+    return ("validated" if kept and len(each) == WINDOW else "estimated"), realised, len(each)

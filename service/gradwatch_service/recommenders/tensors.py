@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch_service.recommenders.answer import CODES, ENOUGH, SAME, SAME_SHARE, WIDE
+from gradwatch_service.recommenders.answer import CODES, ENOUGH, SAME, SAME_SHARE, TOLERANCE, WIDE
+from gradwatch_service.recommenders.backtest import backtest_norm
 from gradwatch_service.recommenders.base import STATUSES, Asked, Status
 from gradwatch_service.recommenders.norm import (
     MIN_NORMS,
@@ -25,9 +27,10 @@ __all__ = ["TENSOR_STEPS", "answer_tensors"]
 
 Floats = NDArray[np.float64]
 
-# The law of slow rise looks back over windows that end this many steps apart.
+# Windows end this many steps apart: the law of slow rise looks back over a window's worth of them,
+# and the promise is judged on the last 64 norms, each against the newest threshold before it.
 STRIDE = 16
-TENSOR_STEPS = 2 * WINDOW
+TENSOR_STEPS = 3 * WINDOW
 
 
 def answer_tensors(
@@ -49,7 +52,8 @@ def answer_tensors(
     found: dict[str, dict[str, Any]] = {}
     known = np.flatnonzero((counts >= MIN_NORMS) & (not flood))
     levels = _levels(logs[known], asked)
-    lows, highs = _intervals(window[known], levels, asked)
+    lows, highs = _intervals(window[known], levels[0], asked)
+    above, judged = _promises(logs[known], levels)
     rows = {int(t): i for i, t in enumerate(known)}
     for index, name in enumerate(names):
         row = rows.get(index)
@@ -57,24 +61,80 @@ def answer_tensors(
             code = "nonfinite_flood" if flood else _why_none(norms[:, index])
             found[name] = _none(code, asked)
             continue
-        threshold, low, high = (math.exp(x[row]) for x in (levels, lows, highs))
-        found[name] = _one(window[index], threshold, (low, high), asked)
-    return _together(found, asked, steps=len(norms[-WINDOW:]), last_step=last_step)
+        threshold, low, high = (math.exp(x[row]) for x in (levels[0], lows, highs))
+        one = _one(window[index], threshold, (low, high), asked)
+        found[name] = _judged(one, int(above[row]), int(judged[row]), asked)
+    tried = _tried(norms, [found[name]["threshold"] for name in names])
+    given = _together(found, asked, steps=len(norms[-WINDOW:]), last_step=last_step)
+    kept = above.sum(), judged.sum()
+    return given | {
+        "intended_share": _intended(asked),
+        "realised_share": float(kept[0] / kept[1]) if kept[1] else None,
+        "realised_steps": int(judged.max(initial=0)),
+        "backtest": None if given["status"] == "none" else tried,
+    }
 
 
 def _levels(logs: Floats, asked: Asked) -> Floats:
-    """[k] ln threshold: the least over windows, each raised by what the law has allowed since."""
+    """[5, k] ln threshold now and 16, 32, 48 and 64 steps ago; infinite where there was none.
+
+    Each is the least over windows, each raised by what the law has allowed since.
+    """
     rise = float(RISE[PREFERENCES[asked.preference]])
-    level = np.full(len(logs), np.inf)
-    width = logs.shape[1]
-    for back in range(0, WINDOW + 1, STRIDE):
-        window = logs[:, max(0, width - back - WINDOW) : width - back]
+    ends = logs.shape[1] - np.arange(0, 2 * WINDOW + 1, STRIDE)
+    targets = np.full((len(ends), len(logs)), np.inf)
+    for row, end in zip(targets, ends.tolist(), strict=True):
+        if end <= 0:
+            break
+        window = logs[:, max(0, end - WINDOW) : end]
         counts = (~np.isnan(window)).sum(axis=1)
         enough = counts >= MIN_NORMS
         if enough.any():
-            targets = _targets(window[enough], counts[enough], asked)
-            level[enough] = np.minimum(level[enough], targets + rise * back)
-    return level
+            row[enough] = _targets(window[enough], counts[enough], asked)
+    looked_back = WINDOW // STRIDE + 1
+    raised = rise * STRIDE * np.arange(looked_back)[:, None]
+    return np.stack(
+        [(targets[i : i + looked_back] + raised).min(axis=0) for i in range(looked_back)]
+    )
+
+
+def _promises(logs: Floats, levels: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """[k], [k] how many of the last 64 norms lay above the threshold before them, of how many."""
+    above, judged = np.zeros((2, len(logs)), np.int64)
+    for back, level in enumerate(levels[1:], start=1):
+        end = logs.shape[1] - back * STRIDE
+        block = logs[:, max(0, end) : max(0, end + STRIDE)]
+        known = ~np.isnan(block) & np.isfinite(level)[:, None]
+        above += np.count_nonzero(known & (block > level[:, None]), axis=1)
+        judged += np.count_nonzero(known, axis=1)
+    return above, judged
+
+
+def _intended(asked: Asked) -> float:
+    column = PREFERENCES[asked.preference]
+    return 1 - QUANTILES[column] if column < len(QUANTILES) else 0.0
+
+
+def _judged(one: dict[str, Any], above: int, judged: int, asked: Asked) -> dict[str, Any]:
+    """Whether the promise was kept on as many norms as a window holds."""
+    share = above / judged if judged else None
+    one |= {"realised_share": share, "realised_steps": judged}
+    kept = share is not None and abs(share - _intended(asked)) <= TOLERANCE
+    if one["status"] == "estimated" and judged == WINDOW and kept:
+        one["status"] = "validated"
+    return one
+
+
+def _tried(norms: Floats, thresholds: Sequence[float | None]) -> dict[str, Any] | None:
+    """What each tensor's threshold would have done, over pairs of step and tensor."""
+    limits = np.array([math.nan if t is None else t for t in thresholds], np.float64)
+    pairs = ~np.isnan(norms) & ~np.isnan(limits)
+    tried = backtest_norm((norms / limits)[pairs], 1.0, scaled=norms[pairs])
+    if tried is None:
+        return None
+    fields = asdict(tried) | {"steps": int(pairs.any(axis=1).sum())}
+    fields.pop("threshold")
+    return fields
 
 
 def _targets(window: Floats, counts: NDArray[np.int64], asked: Asked) -> Floats:
@@ -134,6 +194,8 @@ def _none(code: str, asked: Asked) -> dict[str, Any]:
         "status": "none",
         "effective_threshold": asked.effective(None),
         "reasons": [code],
+        "realised_share": None,
+        "realised_steps": 0,
     }
 
 
@@ -169,6 +231,6 @@ def _together(
         "version": 0 if last_step is None else last_step + 1,
         "valid_from_step": None if last_step is None else last_step + 1,
         "preference": asked.preference,
+        "advice": None,
         "thresholds": found,
-        "backtest": None,
     }
