@@ -59,6 +59,8 @@ TENSOR_COLUMNS: Mapping[str, ColumnKind] = MappingProxyType(
         "cosine_momentum": _SIGNED,
         "weight_norm": _MAGNITUDE,
         "update_norm": _MAGNITUDE,
+        # Over a tensor's rows, filters or the whole vector: the largest |gradient| / |weight|.
+        "unit_ratio": _MAGNITUDE,
         # Shards cannot send cosines, which do not add up; dot products do.
         "dot_after": _SIGNED,
         "dot_previous": _SIGNED,

@@ -86,8 +86,10 @@ class Clipper:
         self._reduce = reduce
         slices = 1 if histogram_exact else 8
         wanted = Wanted(tuple(optional), optional_every, histogram_every, slices)
-        self._optional, self._extras = wanted.optional, Extras(wanted)
+        self._extras = Extras(wanted)
         self._passes = plan(self.policy, self.names)
+        more = [column for stage in self._stages() for column in stage.columns]
+        self._optional = tuple(dict.fromkeys([*wanted.optional, *more]))
         self._bound: tuple[torch.device, int] | None = None
         self._shape: Shape | None = None
         self._step = 0
@@ -139,6 +141,7 @@ class Clipper:
         )
         extra = self._extras.measure(step, execution.groups, shape.numel, parameters, momenta)
         execution.run_(self._passes, now, step, self.nonfinite)
+        extra.rows |= now.measured
         stats = buffer.finish(step, execution.skipped, self.names, extra)
         for stage in self._stages():
             if stage.is_active(step):

@@ -6,7 +6,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -55,6 +55,7 @@ class Situation:
         numel: [T] elements of each gradient.
         reduce: How to join norms over ranks; None where every rank has whole tensors.
         learning_rate: The rate of this step, where the caller knows it.
+        measured: Further [T] statistics by name that stages came by; NaN where one has no value.
     """
 
     grads: Gradients
@@ -63,6 +64,7 @@ class Situation:
     numel: Tensor
     reduce: Reduce | None
     learning_rate: float | Tensor | None = None
+    measured: dict[str, Tensor] = field(default_factory=dict)
 
     def norms(self, order: float) -> Tensor:
         """Return the [T] norms of the whole tensors as they stand now, held infinities included."""
@@ -85,8 +87,10 @@ class Stage:
         scope: Which tensors it clips and when.
         tensors: Threshold and state by name, each [] or [T].
         version: Recommendation in force; 0 is the policy's own threshold.
+        columns: Further statistics that it puts into ``Situation.measured``.
     """
 
+    columns: ClassVar[tuple[str, ...]] = ()
     kind: ClassVar[Literal["limit", "scale", "unit"]]
 
     def __init__(self, scope: Scope, threshold: float) -> None:
@@ -232,13 +236,14 @@ class _PerTensor(Stage):
 
 class _Agc(Stage):
     kind = "unit"
+    columns = ("unit_ratio", "weight_norm")
 
     def __init__(self, policy: Agc, scope: Scope) -> None:
         super().__init__(scope, policy.ratio)
         self._epsilon = policy.epsilon
 
     def clip_units_(self, now: Situation) -> None:
-        clip_units_(
+        found = clip_units_(
             now.grads,
             now.parameters,
             now.rows,
@@ -246,6 +251,9 @@ class _Agc(Stage):
             epsilon=self._epsilon,
             mask=self.mask,
         )
+        for name, values in zip(self.columns, found, strict=True):
+            known = now.measured.get(name, values)
+            now.measured[name] = torch.where(values.isnan(), known, values)
 
 
 def _coefficient(limit: Tensor, norm: Tensor) -> Tensor:

@@ -21,8 +21,11 @@ def clip_units_(
     ratio: Tensor,
     epsilon: float,
     mask: Tensor | None,
-) -> None:
+) -> tuple[Tensor, Tensor]:
     """Scale every unit whose gradient exceeds ``ratio`` times its weights; update ``rows``.
+
+    Returns the [T] largest gradient norm per weight norm over each tensor's units, before clipping,
+    and the [T] norms of the weights; NaN for tensors that are not clipped here.
 
     Args:
         grads: T gradients, changed in place.
@@ -34,6 +37,8 @@ def clip_units_(
     """
     if parameters is None:
         raise PolicyError("agc compares gradients with weights: pass the parameters too.")
+    largest = torch.full_like(rows[0], torch.nan)
+    weight_norms = torch.full_like(rows[0], torch.nan)
     ratios = ratio.expand(rows.shape[1])
     if mask is not None:
         ratios = torch.where(mask, ratios, torch.inf)
@@ -42,17 +47,24 @@ def clip_units_(
             continue
         column = rows.select(1, index)
         here = column.to(grad.device)
-        weight_norms = _unit_norms(_real(weight.detach()), here.dtype).clamp(min=epsilon)
-        _clip_(grad.detach(), weight_norms * ratios[index].to(grad.device), here)
+        beside = _unit_norms(_real(weight.detach()), here.dtype)
+        norms = _unit_norms(grad.detach(), here.dtype)
+        floor = beside.clamp(min=epsilon)
+        _clip_(grad.detach(), norms, floor * ratios[index].to(grad.device), here)
         column.copy_(here)
+        largest[index] = (norms / floor).amax()
+        weight_norms[index] = beside.square().sum().sqrt()
+    if mask is not None:
+        largest = torch.where(mask, largest, torch.nan)
+        weight_norms = torch.where(mask, weight_norms, torch.nan)
+    return largest, weight_norms
 
 
 def _real(weight: Tensor) -> Tensor:
     return torch.view_as_real(weight) if weight.is_complex() else weight
 
 
-def _clip_(grad: Tensor, limits: Tensor, column: Tensor) -> None:
-    norms = _unit_norms(grad, column.dtype)
+def _clip_(grad: Tensor, norms: Tensor, limits: Tensor, column: Tensor) -> None:
     coefficients = torch.where(norms > limits, limits / norms.clamp(min=_SMALLEST_NORM), 1)
     kind = torch.float64 if grad.dtype is torch.float64 else torch.float32
     used = round_down(coefficients, kind)

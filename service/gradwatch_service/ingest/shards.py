@@ -17,7 +17,7 @@ __all__ = ["Part", "combine", "complete_steps"]
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
 SQUARES = frozenset({"norm", "norm_after", "weight_norm", "update_norm"})
-GREATEST = frozenset({"max_abs", "present", "threshold"})
+GREATEST = frozenset({"max_abs", "present", "threshold", "unit_ratio"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)

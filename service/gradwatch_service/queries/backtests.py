@@ -27,7 +27,7 @@ MOST_THRESHOLDS = 256
 CONTENTS = {
     "norm": ("norm",),
     "per_tensor": ("norm", "present"),
-    "agc": ("norm", "weight_norm", "present"),
+    "agc": ("norm", "weight_norm", "unit_ratio", "present"),
 }
 
 
@@ -51,7 +51,7 @@ class Record:
     Attributes:
         steps: [n] finite steps.
         values: [m] what is compared with the threshold.
-        weights: [m] the norms that the policy would scale.
+        weights: [m] the norms that the policy would scale; NaN where that cannot be told.
         step_of: [m] index into ``steps``.
     """
 
@@ -163,6 +163,10 @@ def _part(rows: StepRows, policy: str) -> Record:
     values = norms
     if policy == "agc":
         values = ratios(norms, _matrix(rows, "weight_norm")[kept])
+        units = _matrix(rows, "unit_ratio")[kept]
+        if not np.isnan(units).all():
+            # How much of a tensor its largest unit takes along is not known: no weight, no shares.
+            values, norms = units, np.full_like(norms, np.nan)
     there &= np.isfinite(values)
     return Record(steps, values[there], norms[there], np.nonzero(there)[0])
 
@@ -176,8 +180,12 @@ def _matrix(rows: StepRows, name: str, missing: float = np.nan) -> Floats:
 
 def _try(record: Record, threshold: float) -> dict[str, Any]:
     """The result of one threshold; over (step, tensor) pairs where tensors are clipped singly."""
-    tried = backtest_norm(record.values, threshold, scaled=record.weights)
-    return _nothing(threshold) if tried is None else asdict(tried) | {"steps": len(record.steps)}
+    known = not np.isnan(record.weights).any()
+    tried = backtest_norm(record.values, threshold, scaled=record.weights if known else None)
+    if tried is None:
+        return _nothing(threshold)
+    told = asdict(tried) if known else _nothing(threshold) | {"clipped_share": tried.clipped_share}
+    return told | {"steps": len(record.steps)}
 
 
 def _nothing(threshold: float) -> dict[str, Any]:

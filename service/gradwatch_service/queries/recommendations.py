@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwatch_service.detectors.base import RunContext
-from gradwatch_service.measures import nonfinite_count
+from gradwatch_service.measures import nonfinite_count, scalar
 from gradwatch_service.queries.histograms import magnitude_history
 from gradwatch_service.queries.memo import Memo
 from gradwatch_service.queries.priors import earlier_norms
@@ -32,7 +32,7 @@ from gradwatch_service.rows import StepRows
 from gradwatch_service.store.base import RunRecord, Store
 from gradwatch_service.wiring import Service
 
-__all__ = ["POLICIES", "Policy", "recommendation"]
+__all__ = ["POLICIES", "Policy", "ratio_answer", "recommendation"]
 
 Policy = Literal["norm", "value", "per_tensor", "agc"]
 POLICIES: tuple[Policy, ...] = ("norm", "value", "per_tensor", "agc")
@@ -42,6 +42,7 @@ Floats = NDArray[np.float64]
 # could have risen 60-fold, so what came before hardly ever still holds it down.
 REPLAY_STEPS = 4096
 RATIO_STEPS = 640
+RATIO_COLUMNS = ("norm", "present", "nonfinite_count", "weight_norm", "unit_ratio")
 # A recommendation must not lag behind what its asker has just been told is stored.
 CATCH_UP_SECONDS = 0.25
 STALE_SECONDS = 300.0
@@ -102,7 +103,7 @@ def recommendation(
     if policy == "value":
         given = _value(store, record, found, asked, removed_energy)
     else:
-        make = _tensors if policy == "per_tensor" else _ratio
+        make = _tensors if policy == "per_tensor" else ratio_answer
         key = (policy, record.run, optimizer, asked)
         given = _memo(store).get(key, record.revision, lambda: make(store, found, asked))
     return _overlaid(given | {"run": record.run}, incident=incident, stale=stale)
@@ -193,23 +194,42 @@ def _tensors(store: Store, found: Selection, asked: Asked) -> dict[str, Any]:
     return given
 
 
-def _ratio(store: Store, found: Selection, asked: Asked) -> dict[str, Any]:
-    steps, largest, finite = [np.empty(0, np.int64)], [np.empty(0)], [np.empty(0, np.bool_)]
-    columns = ("norm", "present", "nonfinite_count", "weight_norm")
-    for rows in _newest(store, found, RATIO_STEPS, columns):
-        steps.append(rows.steps)
-        finite.append(nonfinite_count(rows) == 0)
-        each = ratios(_present(rows, "norm"), _present(rows, "weight_norm"))
-        known = ~np.isnan(each)
-        top = np.where(known, each, -np.inf).max(axis=1, initial=-np.inf)
-        largest.append(np.where(known.any(axis=1), top, np.nan))
+def ratio_answer(store: Store, found: Selection, asked: Asked) -> dict[str, Any]:
+    """The recommendation for ``policy=agc`` from the newest steps: of units where they are known."""
+    parts = [_ratios(rows) for rows in _newest(store, found, RATIO_STEPS, RATIO_COLUMNS)]
+    table = np.concatenate([np.empty((5, 0)), *parts], axis=1)
+    steps, finite, rates, units, tensors = table
+    by_unit = np.count_nonzero(~np.isnan(units)) >= np.count_nonzero(~np.isnan(tensors))
     return answer_ratio(
-        np.concatenate(steps),
-        np.concatenate(largest),
-        np.concatenate(finite),
+        steps.astype(np.int64),
+        units if by_unit else tensors,
+        finite != 0,
         asked,
-        _context(found),
+        of="units" if by_unit else "tensors",
+        context=_context(found),
+        rates=rates,
     )
+
+
+def _ratios(rows: StepRows) -> Floats:
+    """[5, n] step, whether finite, learning rate, largest ratio of a unit and of a tensor."""
+    tensors = ratios(_present(rows, "norm"), _present(rows, "weight_norm"))
+    return np.stack(
+        [
+            rows.steps.astype(np.float64),
+            (nonfinite_count(rows) == 0).astype(np.float64),
+            scalar(rows, "learning_rate"),
+            _largest(_present(rows, "unit_ratio")),
+            _largest(tensors),
+        ]
+    )
+
+
+def _largest(values: Floats) -> Floats:
+    """[n] largest of each row, NaN where nothing was measured."""
+    known = ~np.isnan(values)
+    top = np.where(known, values, -np.inf).max(axis=1, initial=-np.inf)
+    return np.where(known.any(axis=1), top, np.nan)
 
 
 def _newest(store: Store, found: Selection, number: int, columns: tuple[str, ...]) -> Any:
