@@ -1,12 +1,15 @@
 """Score the service's detectors on recorded traces, beside published rules.
 
     python -m benchmarks.detectors TRACES                  # our row, the baselines, per kind
+    python -m benchmarks.detectors TRACES --ours           # without the baselines: your recordings
+    python -m benchmarks.detectors TRACES --service        # over HTTP: batches, disorder, repeats
     python -m benchmarks.detectors TRACES --leave-one-out  # limits chosen without the job scored
     python -m benchmarks.detectors TRACES --healthy        # long healthy runs: every incident
     python -m benchmarks.detectors TRACES --json FILE      # incidents, as predictions for a scorer
     python -m benchmarks.detectors --speed                 # milliseconds per 50 steps x 200 tensors
 
-TRACES is a folder of ``<job>.<run>.npz`` and ``.json`` as ``benchmarks.record_traces`` writes them.
+TRACES is a folder of ``<job>.<run>.npz`` and ``.json`` as ``benchmarks.record_traces`` writes them;
+``docs/diagnosis.md`` says what they hold, for those who want to score recordings of their own.
 Every trace is turned into reports in the compact wire form, decoded and validated as the service
 does, and analysed delivery by delivery.
 """
@@ -16,7 +19,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import statistics
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,7 +29,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.queries import serving
+from benchmarks.served_traces import WAYS, served
 from benchmarks.trace_baselines import BASELINES, score_detector
+from benchmarks.trace_reports import reports
 from benchmarks.trace_scorer import Incident, Score, Trace, load_split, score_split
 
 from gradwatch_service.analysis.incidents import Incident as Found
@@ -35,14 +43,14 @@ from gradwatch_service.detectors.diagnosis import Diagnosis
 from gradwatch_service.ingest.validation import numel_of, rows_of
 from gradwatch_service.rows import StepRows
 from gradwatch_service.settings import Settings
-from gradwatch_wire import Column, Manifest, Report, TensorInfo, decode, encode
+from gradwatch_wire import Manifest, TensorInfo, decode, encode
 
 SCALES = (0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5, 1.75)
 LIMITS = ("ALONE", "TOGETHER", "LASTING", "REPEATED")
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "ours, deliveries of 10 steps": {},
+    "ours, cosines and histograms at every 10th step": {"cosine_every": 10},
     "ours, deliveries of 1 step": {"batch": 1},
-    "ours, cosine at every 10th step": {"cosine_every": 10},
     "ours, no cosine": {"without": ("cosine_previous",)},
     "ours, no loss": {"without": ("loss",)},
     "ours, no learning rate": {"without": ("learning_rate",)},
@@ -50,64 +58,10 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def reports(
-    trace: Trace, *, batch: int = 10, cosine_every: int = 1, without: Sequence[str] = ()
-) -> Iterator[tuple[Report, Manifest]]:
-    """Cut a trace into deliveries with the columns and scalars that a client sends."""
-    columns = trace.columns
-    sizes = columns["sizes"].tolist()
-    manifest = Manifest(
-        tensors=tuple(
-            TensorInfo(name=name, shape=_shape(name, int(size)), dtype="float32", group="all")
-            for name, size in zip(trace.tensors, sizes, strict=True)
-        )
-    )
-    cosine = columns["gcos"].astype(np.float64)
-    cosine[np.arange(trace.steps) % cosine_every != 0] = np.nan
-    scalars = {
-        "loss": columns["loss"].astype(np.float64),
-        "learning_rate": columns["lr"].astype(np.float64),
-        "cosine_previous": cosine,
-    }
-    scalars = {
-        name: np.where(np.isfinite(values), values, np.nan)
-        for name, values in scalars.items()
-        if name not in without
-    }
-    for sequence, start in enumerate(range(0, trace.steps, batch)):
-        rows = slice(start, min(start + batch, trace.steps))
-        yield (
-            Report(
-                attempt=0,
-                rank=0,
-                optimizer="default",
-                sequence=sequence,
-                manifest=manifest.hash,
-                steps=_column(np.arange(rows.start, rows.stop), "<i8"),
-                scalars={name: _column(v[rows], "<f8") for name, v in scalars.items()},
-                tensors={
-                    "norm": _column(columns["norm"][rows], "<f4"),
-                    "nonfinite_count": _column(columns["nonfinite"][rows], "<u4"),
-                    "zero_count": _column(columns["zeros"][rows], "<u4"),
-                },
-            ),
-            manifest,
-        )
-
-
-def _shape(name: str, size: int) -> tuple[int, ...]:
-    """Weights get two dimensions: the traces keep sizes only."""
-    return (size,) if "bias" in name else (size, 1)
-
-
-def _column(values: Any, dtype: str) -> Column:
-    array = np.ascontiguousarray(values, dtype)
-    return Column(dtype[1:], array.shape, array.tobytes())
-
-
 def incidents(trace: Trace, **options: Any) -> list[Found]:
     """What the service would have said of a trace, newest state of every incident."""
-    state = OptimizerAnalysis.start(RunContext(run=trace.name))
+    context = RunContext(run=trace.name, optimizer_class=trace.about.get("optimizer"))
+    state = OptimizerAnalysis.start(context)
     found: dict[str, Found] = {}
     settings = Settings()
     for report, manifest in reports(trace, **options):
@@ -254,6 +208,8 @@ def main() -> None:
     parser.add_argument("--leave-one-out", action="store_true")
     parser.add_argument("--healthy", action="store_true")
     parser.add_argument("--speed", action="store_true")
+    parser.add_argument("--ours", action="store_true", help="leave the baselines out")
+    parser.add_argument("--service", action="store_true", help="bring them to a real service")
     parser.add_argument("--json", type=Path, help="write the incidents to this file")
     options = parser.parse_args()
     if options.speed or options.traces is None:
@@ -270,8 +226,20 @@ def main() -> None:
         said = {trace.name: counted(incidents(trace)) for trace in traces}
         plain = {n: [_plain(i) for i in found] for n, found in said.items()}
         options.json.write_text(json.dumps(plain, indent=1) + "\n")
+    elif options.service:
+        over_http(traces)
     else:
-        _compare(traces)
+        _compare(traces, {} if options.ours else BASELINES)
+
+
+def over_http(traces: Sequence[Trace]) -> None:
+    """Print our row for every way in which deliveries may come to a real service."""
+    scores = {}
+    with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as (_, http):
+        for way, (batch, shuffled) in WAYS.items():
+            found = served(http, traces, batch=batch, shuffled=shuffled)
+            scores[f"deliveries of {way}"] = score_split(traces, found).figures()
+    table(scores.items())
 
 
 def _plain(incident: Incident) -> dict[str, Any]:
@@ -283,21 +251,47 @@ def _plain(incident: Incident) -> dict[str, Any]:
     }
 
 
-def _compare(traces: Sequence[Trace]) -> None:
+def _compare(traces: Sequence[Trace], baselines: Mapping[str, Any]) -> None:
     scores = {name: score(traces, **options) for name, options in VARIANTS.items()}
-    scores |= {name: score_detector(detector, traces) for name, detector in BASELINES.items()}
-    figures = {name: result.figures() for name, result in scores.items()}
-    table(figures.items())
+    scores |= {name: score_detector(detector, traces) for name, detector in baselines.items()}
+    table([(name, result.figures()) for name, result in scores.items()])
     ours = scores["ours, deliveries of 10 steps"]
-    print("\n| fault | visible | found | right class |\n|---|---|---|---|")
-    for kind, counts in ours.figures()["by_kind"].items():
-        print(f"| {kind} | {counts['faults']} | {counts['hit']} | {counts['right_class']} |")
+    by_kind(ours)
     for outcome in ours.visible:
         if not outcome.right_class:
             fault = outcome.fault
             print(f"\nMissed: {outcome.trace}, {fault.kind} at {fault.start}..{fault.end - 1}")
     for name, it in ours.false_incidents:
         print(f"\nFalse: {name}, {it.kind} at {it.first_step}..{it.last_step}")
+
+
+def by_kind(ours: Score) -> None:
+    """Print how many faults of each kind were found, with the interval of the share."""
+    figures = ours.figures()
+    print(f"\n{figures['visible_faults']} visible faults, {figures['healthy_steps']} healthy steps")
+    print("\n| fault | visible | found | right class | share (95 %) |\n|---|---|---|---|---|")
+    kinds = figures["by_kind"]
+    hard = [o.right_class for o in ours.hard]
+    rows = {kind: (c["faults"], c["hit"], c["right_class"]) for kind, c in kinds.items()}
+    rows["all"] = tuple(sum(row[i] for row in rows.values()) for i in range(3))  # type: ignore[assignment]  # three numbers
+    rows["all but nan_tensor, fp16_overflow"] = (
+        len(hard),
+        sum(o.hit for o in ours.hard),
+        sum(hard),
+    )
+    for kind, (faults, hit, right) in rows.items():
+        low, high = share_interval(right, faults)
+        print(f"| {kind} | {faults} | {hit} | {right} | {low:.2f}..{high:.2f} |")
+
+
+def share_interval(hits: int, of: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927, JASA 22)."""
+    if not of:
+        return 0.0, 1.0
+    z2 = 1.96**2
+    middle = (hits + z2 / 2) / (of + z2)
+    reach = 1.96 * math.sqrt(hits * (of - hits) / of + z2 / 4) / (of + z2)
+    return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from benchmarks.fault_kinds import Place
 from torch import Tensor, nn
 
-__all__ = ["JOBS", "Job"]
+from gradwatch.clipping.policies import Policy
+
+__all__ = ["JOBS", "Job", "constant", "warm_cosine"]
 
 
 @dataclass(frozen=True)
@@ -24,14 +27,24 @@ class Job:
         batch: Step and generator to a batch ``(inputs, targets)``; targets are class numbers.
         optimizer: Parameters to optimizer.
         schedule: Step and steps to the factor on the learning rate.
+        place: Where faults go.
         dtype: Dtype of parameters and gradients.
+        criterion: Outputs and targets to the loss.
+        clip: The job's own clipping, done by the client.
+        scaler: Whether it trains in float16 with a loss scaler.
+        deep: Whether a wrong initialisation makes gradients fade with depth.
     """
 
     model: Callable[[], nn.Module]
     batch: Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
     optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
     schedule: Callable[[int, int], float]
+    place: Place
     dtype: torch.dtype = torch.float32
+    criterion: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy
+    clip: Policy | None = None
+    scaler: bool = False
+    deep: bool = False
 
 
 class Residual(nn.Module):
@@ -132,14 +145,14 @@ def _sequences(step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return x, (pooled @ _TEACHER).argmax(dim=1)
 
 
-def _warm_cosine(step: int, steps: int) -> float:
+def warm_cosine(step: int, steps: int) -> float:
     warm = max(20, steps // 100)
     if step < warm:
         return (step + 1) / warm
     return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def _constant(step: int, steps: int) -> float:
+def constant(step: int, steps: int) -> float:
     del step, steps
     return 1.0
 
@@ -149,19 +162,47 @@ def _staircase(step: int, steps: int) -> float:
 
 
 JOBS: dict[str, Job] = {
-    "residual_adamw": Job(Residual, _flat, lambda p: torch.optim.AdamW(p, lr=1e-3), _warm_cosine),
-    "cnn_sgd": Job(
-        Convolutional, _images, lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.9), _staircase
+    "residual_adamw": Job(
+        Residual,
+        _flat,
+        lambda p: torch.optim.AdamW(p, lr=1e-3),
+        warm_cosine,
+        Place("blocks.1.1.weight", "blocks.1.1.bias", -20.0, "blocks.0.1.weight", "inp.weight"),
     ),
-    "gru_adam": Job(Recurrent, _sequences, lambda p: torch.optim.Adam(p, lr=2e-3), _constant),
+    "cnn_sgd": Job(
+        Convolutional,
+        _images,
+        lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.9),
+        _staircase,
+        Place("c2.weight", "c2.bias", -20.0, "out.weight", "c1.weight", 8.0),
+    ),
+    "cnn_slow": Job(  # at 0.03 every ReLU of c2 dies sooner or later
+        Convolutional,
+        _images,
+        lambda p: torch.optim.SGD(p, lr=0.005, momentum=0.9),
+        _staircase,
+        Place("c2.weight", "c2.bias", -20.0, "out.weight", "c1.weight", 8.0),
+    ),
+    "gru_adam": Job(
+        Recurrent,
+        _sequences,
+        lambda p: torch.optim.Adam(p, lr=2e-3),
+        constant,
+        Place("rnn.weight_ih_l0", "rnn.bias_ih_l0", 20.0, "out.weight", "rnn.weight_ih_l0"),
+    ),
     "attention_adamw": Job(
-        Attention, _sequences, lambda p: torch.optim.AdamW(p, lr=1e-3), _warm_cosine
+        Attention,
+        _sequences,
+        lambda p: torch.optim.AdamW(p, lr=1e-3),
+        warm_cosine,
+        Place("qkv.weight", "fc.bias", -20.0, "fc.weight", "inp.weight"),
     ),
     "residual_bf16": Job(
         Residual,
         _epochs,
         lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9),
-        _warm_cosine,
-        torch.bfloat16,
+        warm_cosine,
+        Place("blocks.0.1.weight", "blocks.1.1.bias", -20.0, "blocks.1.1.weight", "inp.weight"),
+        dtype=torch.bfloat16,
     ),
 }

@@ -2,7 +2,7 @@
 
 A detector is judged by its *incidents*: a class and an interval of steps with evidence.
 
-What counts (``FORMAT.md`` explains the fields of a fault):
+What counts (docs/diagnosis.md explains the fields of a fault):
 
 * **Window.** A fault can be found on the steps from ``start`` until ``end + GRACE``, at most
   ``LONGEST_WINDOW`` steps.
@@ -66,7 +66,7 @@ class Fault:
     @property
     def right_classes(self) -> frozenset[str]:
         """Classes that describe the fault correctly."""
-        if self.kind == "oscillation" and "norm_up" in self.visible:
+        if self.fault_class == "oscillating" and "norm_up" in self.visible:
             return frozenset({self.fault_class, "exploding"})
         return frozenset({self.fault_class})
 
@@ -80,7 +80,8 @@ class Trace:
     steps: int  # S
     tensors: tuple[str, ...]  # T names, in the order of the columns
     faults: tuple[Fault, ...]  # by start
-    columns: Mapping[str, NDArray[Any]]  # FORMAT.md lists names, shapes and units
+    columns: Mapping[str, NDArray[Any]]  # docs/diagnosis.md lists names and shapes
+    about: Mapping[str, Any] = field(default_factory=dict)  # what else its description says
 
     @property
     def global_norm(self) -> Floats:
@@ -107,6 +108,7 @@ def load_trace(description: Path) -> Trace:
             tensors=tuple(meta["names"]),
             faults=tuple(sorted(map(read_fault, meta["faults"]), key=lambda fault: fault.start)),
             columns={name: columns[name] for name in columns.files},
+            about=meta,
         )
 
 
