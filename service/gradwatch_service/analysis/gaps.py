@@ -55,10 +55,11 @@ class GapWatch:
             now: Clock reading, seconds.
         """
         newest = max((s.last_step for s in streams if s.last_step is not None), default=-1)
-        ends, sure, deadlines = [], [], []
+        ends, sure, deadlines, whole = [], [], [], True
         for stream in streams:
             last = -1 if stream.last_step is None else stream.last_step
             certain, missing = _certain_end(gaps.get(stream.rank), optimizer, last)
+            whole = whole and missing is None
             gap_over = self._over(self._gap_since, stream.rank, missing, self.gap_seconds, now)
             end = certain if gap_over is not None and gap_over > now else last
             behind = end if _overdue(stream, end, newest) else None
@@ -68,12 +69,13 @@ class GapWatch:
             waits = in_gap_wait or (wait is not None and wait > now)
             # A rank that reports now and then has nothing to say up to its next report.
             ends.append(end if waits else newest)
-            sure.append(certain)
+            between = missing is None and not _overdue(stream, last, newest)
+            sure.append(newest if between else certain)
         end = min(ends, default=-1)
         return Reach(
             end=end,
             certain_end=min(sure, default=-1),
-            complete=end >= newest and min(sure, default=-1) >= newest,
+            complete=end >= newest and whole,
             look_again=min(deadlines, default=None),
         )
 
