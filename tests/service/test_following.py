@@ -8,6 +8,7 @@ from tests.service.test_recommendation import histogram
 
 from gradwatch_service.queries.following import followed_kind
 
+AGC = {"kind": "recommended", "base": {"kind": "agc", "threshold": 0.01}, "interval": 50}
 VALUE = {"kind": "recommended", "base": {"kind": "value", "threshold": 1.0}, "interval": 50}
 NORM = {"kind": "recommended", "base": {"kind": "norm", "threshold": 1.0}, "interval": 50}
 
@@ -23,10 +24,21 @@ NORM = {"kind": "recommended", "base": {"kind": "norm", "threshold": 1.0}, "inte
         ({"kind": "chain", "policies": [{"kind": "value", "threshold": 5.0}, NORM]}, "norm"),
         ({"kind": "recommended", "base": 7}, "norm"),
         ({"kind": "chain", "policies": "odd"}, "norm"),
+        (AGC, "agc"),
+        ({"kind": "schedule", "steps": {"0": {"kind": "value"}, "100": AGC}}, "agc"),
+        ({"kind": "patterns", "patterns": {"a*": None, "*": VALUE}}, "value"),
     ],
 )
 def test_the_kind_is_read_from_the_registered_policy(policy, kind):
     assert followed_kind(policy) == kind
+
+
+def test_a_policy_nested_beyond_all_measure_is_no_trouble():
+    policy = VALUE
+    for _ in range(5000):
+        policy = {"kind": "chain", "policies": [policy]}
+
+    assert followed_kind(policy) == "norm"
 
 
 @pytest.fixture(scope="module")

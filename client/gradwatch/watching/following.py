@@ -7,7 +7,7 @@ from typing import Any
 
 from gradwatch.advice import Advice, accept
 from gradwatch.clipping.clipper import Clipper
-from gradwatch.clipping.policies import Norm, Policy, Recommended, Value, walk
+from gradwatch.clipping.policies import Agc, Norm, PerTensor, Policy, Recommended, Value, walk
 from gradwatch.watching.agreement import Agreement
 
 __all__ = ["Following", "recommended_part"]
@@ -58,13 +58,12 @@ class Following:
     def _decide(self, step: int) -> Advice | None:
         base = self.part.base
         recommendation = self.newest()
-        if recommendation is None or not isinstance(base, Norm | Value):
+        if recommendation is None or isinstance(base, PerTensor):
             return None
-        in_force = base.max_norm if isinstance(base, Norm) else base.limit
         advice = accept(
             recommendation,
             policy=base.kind,
-            current=self._planned or self.current or Advice(in_force, 0),
+            current=self._planned or self.current or Advice(_own(base), 0),
             minimum=self.part.minimum or 0.0,
             maximum=self.part.maximum or math.inf,
             steps=step - self.moved_at,
@@ -88,3 +87,14 @@ class Following:
         if "threshold" in state:
             self.current = Advice(float(state["threshold"]), int(state["version"]))
             self.moved_at = int(state["moved_at"])
+
+
+def _own(base: Value | Norm | Agc) -> float:
+    """Return the threshold that the policy itself names."""
+    match base:
+        case Value(limit):
+            return limit
+        case Norm(max_norm):
+            return max_norm
+        case Agc(ratio):
+            return ratio

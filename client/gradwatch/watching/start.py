@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from gradwatch import shutdown
 from gradwatch.clipping.clipper import Clipper
 from gradwatch.clipping.learned import JointPolicy
-from gradwatch.clipping.policies import Norm, Policy, Value, as_policy, policy_to_json, walk
+from gradwatch.clipping.policies import Norm, PerTensor, Policy, as_policy, policy_to_json, walk
 from gradwatch.console import LogOnce
 from gradwatch.errors import WatchError
 from gradwatch.identity import Identity, default_store, identify
@@ -279,11 +279,12 @@ def _following(policy: Policy | None, tracked: Tracked, made: Watch) -> Followin
     part = recommended_part(policy)
     if part is None:
         return None
-    if not isinstance(part.base, Norm | Value):
+    if isinstance(part.base, PerTensor):
         made.log_once(
             "following",
-            f"clip.recommended({part.base.kind}(...)): the service recommends one number, for norm "
-            "and value; the base threshold stays in force.",
+            "clip.recommended(per_tensor(...)): what travels back to a job is one number; the base "
+            "threshold stays in force. gradwatch.recommendation(run, policy='per_tensor') has one per "
+            "tensor.",
         )
     return Following(
         part, tracked.clipper, made.newest_recommendation, _agreement(tracked.name, made)

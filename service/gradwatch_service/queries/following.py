@@ -8,6 +8,7 @@ from typing import Any, Literal
 from gradwatch_service.detectors.base import RunContext
 from gradwatch_service.queries.histograms import magnitude_history
 from gradwatch_service.queries.reading import select
+from gradwatch_service.queries.tensor_answers import ratio_answer
 from gradwatch_service.recommenders.answer import answer
 from gradwatch_service.recommenders.base import Asked
 from gradwatch_service.recommenders.elementwise import answer_value
@@ -16,21 +17,32 @@ from gradwatch_service.store.base import Store
 
 __all__ = ["Following", "followed_kind"]
 
-# Elementwise limits are worked out from stored histograms; a client asks for them every 50 steps.
-VALUE_SECONDS = 2.0
+# Limits of elements and of ratios are worked out from stored steps; a client asks every 50 steps.
+STORED_SECONDS = 2.0
+DEEPEST = 8  # policies inside policies; what is sent may go as deep as it likes
+Kind = Literal["norm", "value", "agc"]
 
 
-def followed_kind(policy: Mapping[str, Any] | None) -> Literal["norm", "value"]:
-    """What kind of threshold a registered policy follows; ``norm`` unless it asks for elements."""
-    if policy is None:
+def followed_kind(policy: Mapping[str, Any] | None, depth: int = 0) -> Kind:
+    """What kind of threshold a registered policy follows; ``norm`` unless it says otherwise."""
+    if policy is None or depth > DEEPEST:
         return "norm"
     if policy.get("kind") == "recommended":
         base = policy.get("base")
         kind = base.get("kind") if isinstance(base, Mapping) else None
-        return "value" if kind == "value" else "norm"
-    inner = policy.get("policies")
-    parts = [p for p in inner if isinstance(p, Mapping)] if isinstance(inner, list) else []
-    return "value" if any(followed_kind(part) == "value" for part in parts) else "norm"
+        return kind if kind in {"value", "agc"} else "norm"
+    found = [followed_kind(part, depth + 1) for part in _parts(policy)]
+    return next((kind for kind in found if kind != "norm"), "norm")
+
+
+def _parts(policy: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The policies inside a chain, a schedule or a mapping of patterns."""
+    found: list[Any] = []
+    for name in ("policies", "steps", "patterns"):
+        inner = policy.get(name)
+        found += inner if isinstance(inner, list) else []
+        found += inner.values() if isinstance(inner, Mapping) else []
+    return [part for part in found if isinstance(part, Mapping)]
 
 
 class Following:
@@ -45,7 +57,7 @@ class Following:
         self._store = store
         self._run = run
         self._due = 0.0
-        self._value: dict[str, Any] | None = None
+        self._stored: dict[str, Any] | None = None
 
     def answer(self, state: NormState, context: RunContext, now: float) -> dict[str, Any]:
         """The newest recommendation of the kind that the job follows.
@@ -55,11 +67,16 @@ class Following:
             context: The stream, with the policy as registered.
             now: A clock in seconds that never goes back.
         """
-        if followed_kind(context.policy) == "norm":
+        kind = followed_kind(context.policy)
+        if kind == "norm":
             return answer(state, context)
-        if self._value is None or now >= self._due:
+        if self._stored is None or now >= self._due:
             found = select(self._store, self._run, optimizer=context.optimizer)
-            history = magnitude_history(self._store, found)
-            self._value = answer_value(history, Asked(), context=context) | {"run": self._run}
-            self._due = now + VALUE_SECONDS
-        return self._value
+            if kind == "agc":
+                given = ratio_answer(self._store, found, Asked())
+            else:
+                history = magnitude_history(self._store, found)
+                given = answer_value(history, Asked(), context=context)
+            self._stored = given | {"run": self._run}
+            self._due = now + STORED_SECONDS
+        return self._stored
