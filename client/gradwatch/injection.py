@@ -16,12 +16,23 @@ from gradwatch.watching.start import MOST_OPTIMIZERS, is_watched, watch
 
 __all__ = ["POLICIES", "parse_clip", "watch_everything"]
 
-POLICIES: dict[str, Callable[[float], Policy]] = {
+# Name to what makes the policy of its number, and of nothing where the policy has a default.
+# `gradwatch exec` knows the same names (gradwatch_cli/commands/exec.py) without importing torch.
+POLICIES: dict[str, Callable[..., Policy]] = {
     "value": clip.value,
     "norm": clip.norm,
     "per_tensor": clip.per_tensor,
     "agc": clip.agc,
+    "value_rms": clip.value_rms,
+    "adaptive": lambda word="balanced": clip.adaptive(preference=word),
+    "recommended": lambda c: clip.recommended(clip.norm(c)),
+    "spike_skip": lambda n=5: clip.spike_skip(_whole(n)),
+    "autoclip": clip.published.autoclip,
+    "zclip": clip.published.zclip,
+    "adagc": clip.published.adagc,
+    "quantile": clip.published.quantile,
 }
+WORDS = ("adaptive",)  # take a word where the others take a number
 
 _logger = logging.getLogger("gradwatch")
 Kind = TypeVar("Kind")
@@ -36,21 +47,32 @@ def parse_clip(text: str | None) -> Policy | None:
     Example:
         >>> parse_clip("value=1.0,norm=0.5").kind
         'chain'
+        >>> parse_clip("adaptive=tight").preference
+        'tight'
     """
     if not text:
         return None
-    parts = [_parse_one(part) for part in text.split(",")]
+    parts = [_parse_one(part.strip()) for part in text.split(",")]
     return parts[0] if len(parts) == 1 else clip.chain(*parts)
 
 
 def _parse_one(part: str) -> Policy:
-    name, _, number = part.strip().partition("=")
+    name, equals, given = part.partition("=")
     if name not in POLICIES:
-        raise PolicyError(f"{part!r}: write {', '.join(f'{known}=NUMBER' for known in POLICIES)}.")
+        raise PolicyError(f"{part!r}: know {', '.join(POLICIES)}, as in value=1.0 or adaptive.")
+    make = POLICIES[name]
     try:
-        return POLICIES[name](float(number))
-    except ValueError as error:
+        if not equals:
+            return make()
+        return make(given) if name in WORDS else make(float(given))
+    except (ValueError, TypeError) as error:
         raise PolicyError(f"{part!r}: {error}") from None
+
+
+def _whole(number: float) -> int:
+    if not float(number).is_integer():
+        raise PolicyError("give a whole number.")
+    return int(number)
 
 
 def watch_everything(optimizer: Optimizer) -> None:

@@ -9,9 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from gradwatch.clip import chain, norm, value
+from gradwatch.clip import (
+    adaptive,
+    agc,
+    chain,
+    norm,
+    published,
+    recommended,
+    spike_skip,
+    value,
+)
+from gradwatch.clipping.adaptive import PREFERENCES
 from gradwatch.errors import PolicyError
-from gradwatch.injection import parse_clip
+from gradwatch.injection import POLICIES, parse_clip
+from gradwatch_cli.commands import exec as exec_command
+from gradwatch_cli.errors import CommandError
 
 SCRIPT = """
 import sys, torch
@@ -87,7 +99,8 @@ def test_a_script_is_measured_unchanged_clipped_when_asked_and_left_alone_when_i
 
 
 @pytest.mark.parametrize(
-    "clip", ["1.0", "vale=1", "value=", "value=-1", "value=nan", "value=1;norm=2"]
+    "clip",
+    ["1.0", "vale=1", "value=", "value=-1", "value=nan", "value=1;norm=2", "norm", "adaptive=x"],
 )
 def test_a_clip_that_is_none_is_refused_before_anything_runs(clip: str, tmp_path: Path) -> None:
     with pytest.raises(PolicyError):
@@ -118,3 +131,41 @@ def test_policies_are_written_as_names_and_numbers() -> None:
     assert parse_clip(None) is None
     assert parse_clip("value=1.5") == value(1.5)
     assert parse_clip("value=1, norm=0.5") == chain(value(1.0), norm(0.5))
+    assert parse_clip("agc") == agc()
+    assert parse_clip("adaptive=guard") == adaptive(preference="guard")
+    assert parse_clip("recommended=2") == recommended(norm(2.0))
+    assert parse_clip("spike_skip=3,zclip") == chain(spike_skip(3), published.zclip())
+    assert parse_clip("quantile=0.9") == published.quantile(0.9)
+
+
+SPELLINGS = [
+    f"{name}{value}"
+    for name in POLICIES
+    for value in (
+        *("", "=", "=1", "=0.5", "=2.5", "=6", "=100", "=101", "=1e400", "=0", "=-1", "=nan", "=x"),
+        *("=tight", "=guard"),
+    )
+]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_the_command_refuses_exactly_what_the_training_would_refuse(spelling: str) -> None:
+    try:
+        policy = parse_clip(spelling)
+    except PolicyError:
+        policy = None
+    if policy is not None:
+        assert exec_command._checked(spelling) == spelling
+        return
+    with pytest.raises(CommandError, match="agc, value_rms=NUMBER, adaptive"):
+        exec_command._checked(spelling)
+
+
+def test_both_sides_know_the_same_names() -> None:
+    assert list(exec_command.POLICIES) == list(POLICIES)
+    assert tuple(PREFERENCES) == exec_command.PREFERENCES
+
+
+def test_what_the_training_refuses_it_refuses_with_the_list_of_names() -> None:
+    with pytest.raises(PolicyError, match=r"vale=1.*value, norm, per_tensor, agc.*quantile"):
+        parse_clip("vale=1")

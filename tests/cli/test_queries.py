@@ -18,6 +18,11 @@ def service(tmp_path_factory):
         norms[100, 2] = 300.0
         columns = {"norm": norms, "max_abs": norms / 2, "nonfinite_count": [[0, 0, 0]] * 120}
         post_run(served, "r", columns, manifest={"optimizer_class": "SGD"})
+        counts = [[[0] * 190 + [0, 3, 9, 12, 6, 1]] * 3] * 40
+        magnitudes = {"steps": list(range(40)), "bins_per_octave": 4, "lowest_exponent": -48}
+        magnitudes |= {"sampled": 1.0, "counts": counts}
+        columns = {"norm": random_norms(60), "weight_norm": 10 + random_norms(60, 1)}
+        post_run(served, "v", columns, histograms=magnitudes)
         yield served
 
 
@@ -34,6 +39,9 @@ def _address(service, monkeypatch):
         (["show", "r"], "head.weight"),
         (["recommend", "r", "--default", "1.0"], "lower quartile"),
         (["recommend", "r", "--policy", "per_tensor"], "encoder.0.weight"),
+        (["recommend", "v", "--policy", "value"], "meant to remove 1.0 % of the energy"),
+        (["recommend", "v", "--policy", "agc"], "of a tensor"),
+        (["backtest", "v", "--policy", "agc"], "coefficient"),
         (["backtest", "r"], "energy removed"),
         (["backtest", "r", "-t", "0.5", "-t", "1.0"], "0.5"),
         (["incidents", "r"], "exploding"),

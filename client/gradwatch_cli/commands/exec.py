@@ -3,7 +3,6 @@
 import importlib.util
 import math
 import os
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,24 @@ from gradwatch_cli.errors import CommandError
 
 __all__ = ["command"]
 
-_POLICIES = ("value", "norm", "per_tensor", "agc")
+# Name to whether it needs a number. The training knows more about each (gradwatch/injection.py).
+POLICIES = {
+    "value": True,
+    "norm": True,
+    "per_tensor": True,
+    "agc": False,
+    "value_rms": True,
+    "adaptive": False,
+    "recommended": True,
+    "spike_skip": False,
+    "autoclip": False,
+    "zclip": False,
+    "adagc": False,
+    "quantile": False,
+}
+PREFERENCES = ("tight", "balanced", "guard")
+LEAST = {"value_rms": 1.0, "spike_skip": 1.0 - 1e-9}  # what the number must lie above, if not 0
+BELOW = {"quantile": 1.0, "autoclip": 100.0 + 1e-9}
 
 
 def command(
@@ -25,8 +41,10 @@ def command(
         str | None,
         typer.Option(
             "--clip",
-            help="Clip as well: value=1.0, norm=1.0, per_tensor=1.0 or agc=0.01; several joined by "
-            "commas are a chain. Without it the training is only measured and stays as it is.",
+            help="Clip as well: value=1.0, norm=1.0, per_tensor=1.0, agc[=0.01], value_rms=6, "
+            "adaptive[=tight|balanced|guard], recommended=1.0, spike_skip[=5], autoclip[=10], "
+            "zclip[=2.5], adagc[=1.05] or quantile[=0.9]; several joined by commas are a chain. Without "
+            "it the training is only measured and stays as it is.",
         ),
     ] = None,
     run: Annotated[str | None, typer.Option("--run", help="Run id; else GRADWATCH_RUN.")] = None,
@@ -52,18 +70,33 @@ def command(
 def _checked(clip: str) -> str:
     """Refuse a policy that the training would refuse later; torch is not imported for that."""
     for part in clip.split(","):
-        found = re.fullmatch(r"\s*(\w+)=(\S+)\s*", part)
-        try:
-            limit = float(found[2]) if found else math.nan
-        except ValueError:
-            limit = math.nan
-        if found is None or found[1] not in _POLICIES or not (math.isfinite(limit) and limit > 0):
+        name, equals, given = part.strip().partition("=")
+        if name not in POLICIES or not _says_something(name, given if equals else None):
+            known = ", ".join(f"{p}=NUMBER" if needs else p for p, needs in POLICIES.items())
             raise CommandError(
-                f"--clip {clip!r}: write one of {', '.join(f'{p}=NUMBER' for p in _POLICIES)} with a "
-                "number above 0, several joined by commas",
+                f"--clip {clip!r}: {part.strip()!r} is none of {known}; those without NUMBER take one too "
+                "(adaptive: tight, balanced or guard). Numbers lie above 0; several are joined by commas",
                 code=2,
             )
     return clip
+
+
+def _says_something(name: str, given: str | None) -> bool:
+    """Whether this value makes a policy; None is none given."""
+    if given is None:
+        return not POLICIES[name]
+    if name == "adaptive":
+        return given in PREFERENCES
+    try:
+        number = float(given)
+    except ValueError:
+        return False
+    whole = name != "spike_skip" or number.is_integer()
+    return (
+        whole
+        and math.isfinite(number)
+        and LEAST.get(name, 0.0) < number < BELOW.get(name, math.inf)
+    )
 
 
 def _injected() -> Path:

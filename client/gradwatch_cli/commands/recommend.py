@@ -63,13 +63,18 @@ def told(answer: Mapping[str, Any]) -> list[str]:
     lines.append(f"  rule       {answer['reason']}")
     tried = answer.get("backtest")
     if tried and tried.get("clipped_share") is not None:
+        removed = tried.get("norm_removed_share")
         lines.append(
             f"  would have clipped {share(tried['clipped_share'])} of the last {tried['steps']} "
-            f"finite steps and removed {share(tried.get('norm_removed_share'))} of their norm"
+            + ("histograms" if answer["policy"] == "value" else "finite steps")
+            + (f" and removed {share(removed)} of their norm" if removed is not None else "")
         )
     if answer.get("realised_share") is not None:
+        verb, what = (
+            ("remove", "the energy") if answer["policy"] == "value" else ("clip", "the steps")
+        )
         lines.append(
-            f"  meant to clip {share(answer['intended_share'])} of the steps; of the last "
+            f"  meant to {verb} {share(answer['intended_share'])} of {what}; of the last "
             f"{answer['realised_steps']} it was {share(answer['realised_share'])}"
         )
     if answer.get("advice"):
