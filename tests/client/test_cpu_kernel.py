@@ -11,7 +11,8 @@ from tests.client.gradient_cases import DTYPES, KERNELS
 import gradwatch
 from gradwatch import clip
 from gradwatch.errors import KernelError
-from gradwatch.kernels import Gradients, Reference, Row, library, new_rows
+from gradwatch.kernels import Gradients, Histogram, Reference, Row, library, new_rows
+from gradwatch.kernels.sampling import BINS
 
 needs_cpu_kernel = pytest.mark.skipif(
     "cpu" not in KERNELS, reason="no compiled kernel: there was no C compiler at installation"
@@ -78,15 +79,43 @@ def test_the_compiled_kernel_scales_and_empties_as_the_reference_does(dtype):
     assert all(g is None or not g.any() for g in ours)
 
 
+def borders(dtype):
+    """Return the numbers around every border between two bins, both signs, and what has no bin."""
+    exact = torch.arange(-60 * 4, 40 * 4, dtype=torch.float64).div(4).exp2()
+    near = exact.to(dtype)
+    both = [torch.nextafter(near, torch.full_like(near, end)) for end in (0.0, math.inf)]
+    odd = torch.tensor([0.0, -0.0, math.nan, math.inf, -math.inf], dtype=dtype)
+    return torch.cat([near, *both, -near, odd])
+
+
+@needs_cpu_kernel
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("every", "phase"), [(1, 0), (3, 2), (8, 0), (8, 7)])
+def test_magnitudes_are_counted_as_the_reference_counts_them_and_before_they_are_clipped(
+    dtype, every, phase
+):
+    counts, make = [], lambda: [borders(dtype), *gradients(dtype)]
+    for kernel in (library.load(library.PATH), Reference()):
+        grads = Gradients.of(make())
+        counts.append(torch.zeros(len(grads), BINS, dtype=torch.int64))
+        limits = torch.full((len(grads),), 0.01, dtype=torch.float64)
+        histogram = Histogram(counts[-1], every, phase)
+        kernel.measure_(
+            grads, limits, new_rows(len(grads), torch.device("cpu")), histogram=histogram
+        )
+
+    assert torch.equal(*counts)
+    assert counts[0][0].sum() > 300 / every
+
+
 @needs_cpu_kernel
 def test_results_do_not_depend_on_the_number_of_threads():
     def run(threads):
         torch.set_num_threads(threads)
         grads = [torch.randn(3_000_001, generator=torch.Generator().manual_seed(1)), torch.ones(5)]
-        stats = gradwatch.Clipper(clip.chain(clip.value(2.0), clip.norm(1.0)), kernel="cpu").clip_(
-            grads
-        )
-        return reference.bits(stats.buffer), reference.bits(grads[0])
+        policy = clip.chain(clip.value(2.0), clip.norm(1.0))
+        stats = gradwatch.Clipper(policy, kernel="cpu", histogram_every=1).clip_(grads)
+        return reference.bits(stats.buffer), reference.bits(grads[0]), stats.histogram.tolist()
 
     try:
         assert run(1) == run(2)
@@ -135,8 +164,8 @@ def test_a_kernel_that_computes_something_else_fails_its_self_test():
     kernel = library.load(library.PATH)
     real = kernel.measure_
 
-    def off_by_a_little(grads, limits, rows, *, zero_nonfinite=False):
-        real(grads, limits, rows, zero_nonfinite=zero_nonfinite)
+    def off_by_a_little(grads, limits, rows, **options):
+        real(grads, limits, rows, **options)
         rows[1] *= 1 + 1e-5
 
     kernel.measure_ = off_by_a_little

@@ -140,7 +140,7 @@ class Clipper:
             prepared.gradients, parameters, buffer.rows, shape.numel, self._reduce, learning_rate
         )
         extra = self._extras.measure(step, execution.groups, shape.numel, parameters, momenta)
-        execution.run_(self._passes, now, step, self.nonfinite)
+        execution.run_(self._passes, now, step, self.nonfinite, extra.histograms)
         extra.rows |= now.measured
         stats = buffer.finish(step, execution.skipped, self.names, extra)
         for stage in self._stages():

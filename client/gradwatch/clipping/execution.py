@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from gradwatch.clipping.held import Held
 from gradwatch.clipping.passes import Pass
 from gradwatch.clipping.stages import Situation
 from gradwatch.clipping.units import joined_cosine
-from gradwatch.kernels import Kernel, Row, new_rows
+from gradwatch.kernels import Histogram, Kernel, Row, new_rows
 
 __all__ = ["NONFINITE", "Execution"]
 
@@ -42,11 +43,22 @@ class Execution:
         self.groups = [(kernel_for(d), d, grads) for d, grads in prepared.by_device()]
         self.skipped: Tensor | None = None
 
-    def run_(self, passes: Sequence[Pass], now: Situation, step: int, nonfinite: str) -> None:
-        """Carry out every pass at this step; afterwards ``now.rows`` is complete."""
+    def run_(
+        self,
+        passes: Sequence[Pass],
+        now: Situation,
+        step: int,
+        nonfinite: str,
+        histograms: Sequence[Histogram] = (),
+    ) -> None:
+        """Carry out every pass at this step.
+
+        Afterwards ``now.rows`` is complete, and so are the histograms, one per group, if any.
+        """
         count = len(now.grads)
         limits = passes[0].limits(step, count) if passes else None
-        self._measure_(limits, self._rows, zero_nonfinite=nonfinite == "zero")
+        zero = nonfinite == "zero"
+        self._measure_(limits, self._rows, zero_nonfinite=zero, histograms=histograms)
         self._may_hold = limits is not None and nonfinite == "keep"
         for number, one in enumerate(passes):
             if number and (limits := one.limits(step, count)) is not None:
@@ -60,15 +72,21 @@ class Execution:
         if nonfinite == "skip":
             self._skip_()
 
-    def _measure_(self, limits: Tensor | None, rows: Tensor, *, zero_nonfinite: bool) -> None:
-        for kernel, device, grads in self.groups:
-            if len(self.groups) == 1:
-                kernel.measure_(grads, limits, rows, zero_nonfinite=zero_nonfinite)
-                continue
-            part = new_rows(len(grads), device)
-            here = None if limits is None else limits.to(part)
-            kernel.measure_(grads, here, part, zero_nonfinite=zero_nonfinite)
-            rows += part.to(rows)  # every column is zero on all devices but its own
+    def _measure_(
+        self,
+        limits: Tensor | None,
+        rows: Tensor,
+        *,
+        zero_nonfinite: bool = False,
+        histograms: Sequence[Histogram] = (),
+    ) -> None:
+        alone = len(self.groups) == 1
+        for (kernel, device, grads), counted in zip_longest(self.groups, histograms):
+            part = rows if alone else new_rows(len(grads), device)
+            here = limits if limits is None or alone else limits.to(part)
+            kernel.measure_(grads, here, part, zero_nonfinite=zero_nonfinite, histogram=counted)
+            if not alone:
+                rows += part.to(rows)  # every column is zero on all devices but its own
         for index, odd in self._prepared.odd.items():
             stored = self._prepared.gradients.numel[index]
             whole = self._prepared.numel[index]
@@ -84,7 +102,7 @@ class Execution:
     def _limit_again_(self, limits: Tensor) -> None:
         """Limit gradients that an earlier pass has clipped already."""
         rows, fresh = self._rows, torch.zeros_like(self._rows)
-        self._measure_(limits, fresh, zero_nonfinite=False)
+        self._measure_(limits, fresh)
         self._held.limited(limits, fresh)
         # The tighter of two limits changes every element that the other one changes.
         rows[Row.CLIPPED] = torch.maximum(rows[Row.CLIPPED], fresh[Row.CLIPPED])

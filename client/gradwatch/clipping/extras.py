@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gradwatch.errors import PolicyError
-from gradwatch.kernels import Gradients, Kernel
+from gradwatch.kernels import Gradients, Histogram, Kernel
 from gradwatch.kernels.sampling import BINS, looked_at_in_all, sample_length, sample_lengths
 
 __all__ = ["OPTIONAL", "Extras", "Measured", "Wanted"]
@@ -58,14 +58,22 @@ class Measured:
     Attributes:
         rows: [T] by name.
         cosine_previous: [] over all tensors.
-        histogram: [T, BINS] counts.
-        histogram_sampled: Share of the elements that the histogram looked at.
+        histograms: One per device, for the clipping pass to fill in: it visits memory anyway.
+        histogram_sampled: Share of the elements that the histograms look at.
     """
 
     rows: dict[str, Tensor] = field(default_factory=dict)
     cosine_previous: Tensor | None = None
-    histogram: Tensor | None = None
+    histograms: Sequence[Histogram] = ()
     histogram_sampled: float = 1.0
+
+    @property
+    def histogram(self) -> Tensor | None:
+        """[T, BINS] counts over all devices, once they are filled in."""
+        if not self.histograms:
+            return None
+        first, *others = [one.counts for one in self.histograms]
+        return sum((counts.to(first.device) for counts in others), first)
 
 
 class _Track:
@@ -117,7 +125,7 @@ class Extras:
         """
         wanted, found = self._wanted, Measured()
         if wanted.histogram_every and step % wanted.histogram_every == 0:
-            self._count(step // wanted.histogram_every, groups, len(like), found)
+            self._prepare(step // wanted.histogram_every, groups, found)
         due = step % wanted.every == 0
         if not wanted.optional or not (due or (step + 1) % wanted.every == 0):
             return found  # neither measured now nor compared with at the next step
@@ -140,21 +148,17 @@ class Extras:
                     found.rows["update_norm"] = (now_ + before - 2 * both).clamp(min=0).sqrt()
         return found
 
-    def _count(self, turn: int, groups: Groups, count: int, found: Measured) -> None:
+    def _prepare(self, turn: int, groups: Groups, found: Measured) -> None:
         elements = sum(sum(grads.numel) for _, _, grads in groups)
         every = self._wanted.histogram_slices if elements > _SMALL_MODEL else 1
         phase = turn % every  # other places each time, so that all elements are seen in turn
         seen = sum(looked_at_in_all(grads.numel, every, phase) for _, _, grads in groups)
         if not seen:
             return
-        home = groups[0][1]
-        total = torch.zeros(count, BINS, dtype=torch.int64, device=home)
-        for kernel, device, grads in groups:
-            counts = total if device == home else torch.zeros_like(total, device=device)
-            kernel.histogram(grads, every, phase, counts)
-            if counts is not total:
-                total += counts.to(home)
-        found.histogram = total
+        found.histograms = [
+            Histogram(torch.zeros(len(grads), BINS, dtype=torch.int64, device=d), every, phase)
+            for _, d, grads in groups
+        ]
         found.histogram_sampled = seen / elements
 
     def _share(self, groups: Groups, like: Tensor) -> Tensor:

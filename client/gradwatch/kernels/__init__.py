@@ -6,7 +6,7 @@ import os
 import torch
 
 from gradwatch.errors import KernelError
-from gradwatch.kernels.base import Gradients, Kernel, Row, accumulator, new_rows
+from gradwatch.kernels.base import Gradients, Histogram, Kernel, Row, accumulator, new_rows
 from gradwatch.kernels.glance import Glance
 from gradwatch.kernels.library import load_cpu
 from gradwatch.kernels.reference import Reference, round_down
@@ -15,6 +15,7 @@ __all__ = [
     "KERNELS",
     "Glance",
     "Gradients",
+    "Histogram",
     "Kernel",
     "Reference",
     "Row",

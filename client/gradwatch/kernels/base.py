@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradwatch.statistics import STATISTICS
 
-__all__ = ["Gradients", "Kernel", "Row", "accumulator", "new_rows"]
+__all__ = ["Gradients", "Histogram", "Kernel", "Row", "accumulator", "new_rows"]
 
 
 class Row(IntEnum):
@@ -74,6 +74,21 @@ class Gradients:
         return len(self.tensors)
 
 
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Magnitudes to be counted on the way; see :mod:`gradwatch.kernels.sampling`.
+
+    Attributes:
+        counts: [T, BINS] int64, contiguous, on the gradients' device; what is found is added.
+        every: One in this many stretches is looked at; 1 is every element.
+        phase: The first of them, 0 to every - 1.
+    """
+
+    counts: Tensor
+    every: int
+    phase: int
+
+
 class Kernel(Protocol):
     """Clips and measures in one pass. All tensors of a call live on one device.
 
@@ -83,7 +98,13 @@ class Kernel(Protocol):
     name: str
 
     def measure_(
-        self, grads: Gradients, limits: Tensor | None, rows: Tensor, *, zero_nonfinite: bool = False
+        self,
+        grads: Gradients,
+        limits: Tensor | None,
+        rows: Tensor,
+        *,
+        zero_nonfinite: bool = False,
+        histogram: Histogram | None = None,
     ) -> None:
         """Measure, hold every element of gradient i within ``limits[i]``, measure again.
 
@@ -94,6 +115,7 @@ class Kernel(Protocol):
             rows: [len(Row), T] output, contiguous, on the gradients' device, zero on entry; the
                 columns of tensors that are None stay zero.
             zero_nonfinite: First set NaN and infinite elements to zero.
+            histogram: Counts the magnitudes as they were before anything was changed.
         """
 
     def scale_(self, grads: Gradients, coefficients: Tensor, rows: Tensor) -> None:
@@ -112,16 +134,6 @@ class Kernel(Protocol):
 
     def zero_(self, grads: Gradients, when: Tensor) -> None:
         """Set every element to zero, NaN included, if the [] tensor ``when`` is not 0."""
-
-    def histogram(self, grads: Gradients, every: int, phase: int, counts: Tensor) -> None:
-        """Add the magnitudes of every ``every``-th stretch, from number ``phase``, to ``counts``.
-
-        Args:
-            grads: T gradients.
-            every: 1 looks at every element.
-            phase: 0 to every - 1.
-            counts: [T, BINS] int64, see :mod:`gradwatch.kernels.sampling`.
-        """
 
     def sample(self, tensors: Gradients) -> Tensor:
         """Return samples of all tensors one after the other, float32; see ``sample_length``."""

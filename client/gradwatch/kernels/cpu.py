@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradwatch.kernels.base import Gradients
+from gradwatch.kernels.base import Gradients, Histogram
 from gradwatch.kernels.reference import Reference
 from gradwatch.kernels.sampling import sample_lengths, slice_counts
 
 __all__ = ["VERSION", "Cpu"]
 
-VERSION = 2  # gw_version() in cpu.c
+VERSION = 3  # gw_version() in cpu.c
 
 # enum Dtype in cpu.c.
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
@@ -52,15 +52,22 @@ class Cpu:
         self._shape: _Shape | None = None
         pointer, number = ctypes.c_void_p, ctypes.c_int64
         arrays: list[Any] = [number, pointer, pointer, pointer]
-        library.gw_measure.argtypes = [*arrays, pointer, ctypes.c_int, ctypes.c_uint, pointer]
+        measured: list[Any] = [
+            pointer,
+            ctypes.c_int,
+            ctypes.c_uint,
+            pointer,
+            number,
+            number,
+            pointer,
+        ]
+        library.gw_measure.argtypes = arrays + measured
         library.gw_scale.argtypes = [*arrays, pointer, ctypes.c_uint, pointer]
         library.gw_zero.argtypes = [*arrays, pointer]
         library.gw_zero.restype = None
         library.gw_use_threads_of.argtypes = [pointer]
         library.gw_use_threads_of.restype = None
         library.gw_use_threads_of(starter)
-        library.gw_histogram.argtypes = [*arrays, number, number, pointer]
-        library.gw_histogram.restype = None
         library.gw_sample.argtypes = [*arrays, pointer, pointer]
         library.gw_sample.restype = None
         library.gw_products.argtypes = [number, pointer, pointer, pointer, pointer]
@@ -69,7 +76,13 @@ class Cpu:
         self.dtypes = tuple(dtype for dtype, code in _CODES.items() if able >> code & 1)
 
     def measure_(
-        self, grads: Gradients, limits: Tensor | None, rows: Tensor, *, zero_nonfinite: bool = False
+        self,
+        grads: Gradients,
+        limits: Tensor | None,
+        rows: Tensor,
+        *,
+        zero_nonfinite: bool = False,
+        histogram: Histogram | None = None,
     ) -> None:
         """See :class:`gradwatch.kernels.base.Kernel`."""
         addresses, shape, rest = self._arguments(grads)
@@ -82,10 +95,13 @@ class Cpu:
             zero_nonfinite,
             torch.get_num_threads(),
             rows.data_ptr(),
+            *((0, 0, None) if histogram is None else _places(histogram)),
         )
         _check(failed)
         if rest is not None:
-            self._reference.measure_(rest, limits, rows, zero_nonfinite=zero_nonfinite)
+            self._reference.measure_(
+                rest, limits, rows, zero_nonfinite=zero_nonfinite, histogram=histogram
+            )
 
     def scale_(self, grads: Gradients, coefficients: Tensor, rows: Tensor) -> None:
         """See :class:`gradwatch.kernels.base.Kernel`."""
@@ -115,21 +131,6 @@ class Cpu:
         )
         if rest is not None:
             self._reference.zero_(rest, when)
-
-    def histogram(self, grads: Gradients, every: int, phase: int, counts: Tensor) -> None:
-        """See :class:`gradwatch.kernels.base.Kernel`."""
-        addresses, shape, rest = self._arguments(grads)
-        self._library.gw_histogram(
-            len(grads),
-            addresses.buffer_info()[0],
-            shape.lengths.buffer_info()[0],
-            shape.codes.buffer_info()[0],
-            every,
-            phase,
-            counts.data_ptr(),
-        )
-        if rest is not None:
-            self._reference.histogram(rest, every, phase, counts)
 
     def sample(self, tensors: Gradients) -> Tensor:
         """See :class:`gradwatch.kernels.base.Kernel`."""
@@ -187,6 +188,10 @@ class Cpu:
                 return None
             extent *= size
         return grad.as_strided((grad.numel(),), (1,)) if grad.numel() else grad
+
+
+def _places(histogram: Histogram) -> tuple[int, int, int]:
+    return histogram.every, histogram.phase, histogram.counts.data_ptr()
 
 
 def _check(failed: int) -> None:

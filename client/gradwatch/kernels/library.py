@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from gradwatch.errors import KernelError
-from gradwatch.kernels.base import Gradients, Row, new_rows
+from gradwatch.kernels.base import Gradients, Histogram, Row, new_rows
 from gradwatch.kernels.cpu import VERSION, Cpu
 from gradwatch.kernels.reference import Reference
+from gradwatch.kernels.sampling import BINS
 
 __all__ = ["PATH", "load", "load_cpu"]
 
@@ -64,17 +65,24 @@ def self_test(kernel: Cpu) -> None:
     for dtype in kernel.dtypes:
         tests = [_test_gradient(dtype), _test_gradient(dtype)[:7] * 0.5]
         for limit, zero in ((1.0, False), (0.1, True), (math.inf, False)):
-            rows, grads = [], []
+            rows, grads, counts = [], [], []
             for candidate in (kernel, Reference()):
                 mine = Gradients.of([t.clone() for t in tests])
                 row = new_rows(2, torch.device("cpu"))
                 limits = torch.full((2,), limit, dtype=torch.float64)
-                candidate.measure_(mine, limits, row, zero_nonfinite=zero)
+                counts.append(torch.zeros(2, BINS, dtype=torch.int64))
+                counted = Histogram(counts[-1], every=2, phase=1)
+                candidate.measure_(mine, limits, row, zero_nonfinite=zero, histogram=counted)
                 candidate.scale_(mine, limits.new_tensor([0.37, 1.0]), row)
                 rows.append(row)
                 grads.append(mine)
             for row in rows:  # elements cancel in a mean: its error is one of the elements'
                 row[Row.MEAN] += row[Row.MAX_ABS]
+            if not torch.equal(*counts):
+                raise KernelError(
+                    f"the compiled kernel failed its self-test ({dtype}, histogram): "
+                    "please report this machine."
+                )
             if not _same(grads[0], grads[1]) or not torch.allclose(rows[0], rows[1], 1e-6, 1e-300):
                 worst = (rows[0] - rows[1]).abs().nan_to_num(torch.inf).amax(1).argmax()
                 raise KernelError(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gradwatch.kernels import sampling
-from gradwatch.kernels.base import Gradients, Row
+from gradwatch.kernels.base import Gradients, Histogram, Row
 from gradwatch.kernels.pieces import Families, Piece, Scratch
 
 __all__ = ["Part", "Reference", "clip_piece_", "round_down"]
@@ -44,9 +44,17 @@ class Reference:
         self._families = Families()
 
     def measure_(
-        self, grads: Gradients, limits: Tensor | None, rows: Tensor, *, zero_nonfinite: bool = False
+        self,
+        grads: Gradients,
+        limits: Tensor | None,
+        rows: Tensor,
+        *,
+        zero_nonfinite: bool = False,
+        histogram: Histogram | None = None,
     ) -> None:
         """See :class:`gradwatch.kernels.base.Kernel`."""
+        if histogram is not None:
+            count_magnitudes(grads, histogram)
         families, empty = self._families.of(grads)
         for family in families:
             limit = None
@@ -83,12 +91,6 @@ class Reference:
             if grad is not None:
                 grad.detach().masked_fill_(mask, 0)
 
-    def histogram(self, grads: Gradients, every: int, phase: int, counts: Tensor) -> None:
-        """See :class:`gradwatch.kernels.base.Kernel`."""
-        for index, grad in enumerate(grads.tensors):
-            if grad is not None and grad.numel():
-                counts[index] += sampling.magnitude_bins(grad.detach(), every, phase)
-
     def sample(self, tensors: Gradients) -> Tensor:
         """See :class:`gradwatch.kernels.base.Kernel`."""
         parts = [sampling.take_sample(t.detach()) for t in tensors.tensors if t is not None]
@@ -102,6 +104,14 @@ class Reference:
         """Clip pieces of one family and return what was in each, [len(Part), rows]."""
         scratch = Scratch(pieces)
         return [clip_piece_(piece, scratch, limit, zero=zero) for piece in pieces]
+
+
+def count_magnitudes(grads: Gradients, histogram: Histogram) -> None:
+    """Add what each gradient's elements are like to its row."""
+    for index, grad in enumerate(grads.tensors):
+        if grad is not None and grad.numel():
+            found = sampling.magnitude_bins(grad.detach(), histogram.every, histogram.phase)
+            histogram.counts[index] += found
 
 
 def clip_piece_(piece: Piece, scratch: Scratch, limit: Tensor | None, *, zero: bool) -> Tensor:

@@ -18,6 +18,13 @@ LOWEST_EXPONENT = -48
 SLICE = 512  # neighbours that are sampled together
 STRETCH = 4096  # neighbours that a histogram counts together
 
+# 2^(1/4), 2^(1/2) and 2^(3/4), rounded up: the least float64 that is not below. frexp's mantissas are in
+# [1/2, 1), one octave lower.
+_QUARTERS = [
+    float.fromhex(f"0x1.{digits}p-1")
+    for digits in ("306fe0a31b716", "6a09e667f3bcd", "ae89f995ad3ae")
+]
+
 _WHOLE = 1024  # tensors up to this size are sampled completely
 _SHARE = 64  # of larger ones, one slice in this many, and never less than the whole of a small one
 
@@ -72,8 +79,7 @@ def magnitude_bins(grad: Tensor, every: int, phase: int) -> Tensor:
     ]
     seen = torch.cat(parts).to(torch.float64).abs()
     mantissa, exponent = torch.frexp(seen)
-    # frexp's mantissa is in [1/2, 1): one octave below.
-    quarter = sum((mantissa >= 2.0 ** (k / 4 - 1)).to(torch.int64) for k in (1, 2, 3))
+    quarter = sum((mantissa >= border).to(torch.int64) for border in _QUARTERS)
     bins = (exponent.to(torch.int64) - 1 - LOWEST_EXPONENT) * BINS_PER_OCTAVE + quarter
     counted = (seen > 0) & seen.isfinite()
     counts = torch.zeros(BINS, dtype=torch.int64, device=grad.device)
