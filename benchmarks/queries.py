@@ -4,22 +4,26 @@
     python -m benchmarks queries --steps 100000   # the same, smaller
 
 Starts a service of its own on a free port, fills it over HTTP, waits for compaction, asks. Wall
-time is what a poller sees; server CPU comes from the operating system.
+time is what a poller sees; server CPU comes from the operating system. "Anew" asks with a parameter
+that nobody has used before, so that nothing of the answer itself can be remembered; "again" repeats
+one question, as pollers do.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import platform
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http import client
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,7 @@ import gradwatch_wire as wire
 
 PER_DELIVERY = 4096
 TENSORS = 20
+ANEW = itertools.count()
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -37,20 +42,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=1_000_000, help="Steps of the long run.")
     parser.add_argument("--asks", type=int, default=200, help="Times each question is asked.")
+    parser.add_argument("--send", nargs=2, metavar=("PORT", "RUN"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.send:
+        send(int(arguments.send[0]), arguments.send[1])
+        return
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as (process, http):
         wide = max(PER_DELIVERY, arguments.steps // 10)
         fill(http, "long", 1, arguments.steps)
         fill(http, "wide", TENSORS, wide)
         settle(http, Path(folder))
-        rows = [
-            measure(http, process, *q, arguments.asks) for q in questions(arguments.steps, wide)
-        ]
+        asked = questions(arguments.steps, wide)
+        rows = [measure(http, process, *q, arguments.asks) for q in asked]
+        rows += [measure(http, process, *q, arguments.asks, again=True) for q in asked[:5]]
         with saturating(http):
-            rows += [
-                measure(http, process, f"{name}, while ingest saturates", path, arguments.asks)
-                for name, path in questions(arguments.steps, wide)[:5]
-            ]
+            busy = [(f"{name}, while ingest saturates", path) for name, path in asked[:5]]
+            rows += [measure(http, process, *q, arguments.asks) for q in busy]
+            rows += [measure(http, process, *q, arguments.asks, again=True) for q in busy]
     print(table(rows, arguments.steps, wide))
 
 
@@ -186,53 +194,66 @@ def settle(http: httpx.Client, folder: Path) -> None:
 
 @contextlib.contextmanager
 def saturating(http: httpx.Client) -> Iterator[None]:
-    """Two senders that post as fast as they are answered."""
-    stop = threading.Event()
+    """Two senders, in processes of their own, that post as fast as they are answered."""
+    command = [sys.executable, "-m", "benchmarks", "queries", "--send", str(http.base_url.port)]
+    senders = [subprocess.Popen([*command, f"load-{i}"]) for i in range(2)]
+    try:
+        until(lambda: all(f'"load-{i}"' in http.get("runs").text for i in range(2)), 30)
+        time.sleep(2)
+        yield
+        assert all(sender.poll() is None for sender in senders), "a sender ended"
+    finally:
+        for sender in senders:
+            sender.terminate()
+            sender.wait(10)
+
+
+def send(port: int, run: str) -> None:
+    """Post 50 steps of 200 tensors at a time, for ever."""
     infos = tuple(wire.TensorInfo(f"t{i}", (64, 64), "float32", "t") for i in range(200))
     manifest = wire.Manifest(tensors=infos)
-
-    def send(run: str) -> None:
-        with httpx.Client(base_url=http.base_url, timeout=60) as own:
-            own.put(f"runs/{run}", json=manifest.to_json()).raise_for_status()
-            rng = np.random.default_rng(1)
-            sequence = 0
-            while not stop.is_set():
-                body = wire.encode(report(rng, manifest, sequence, 50 * sequence, 50))
-                headers = {"content-type": wire.CONTENT_TYPE}
-                if (
-                    own.post(f"runs/{run}/reports", content=body, headers=headers).status_code
-                    == 200
-                ):
-                    sequence += 1
-
-    senders = [threading.Thread(target=send, args=(f"load-{i}",), daemon=True) for i in range(2)]
-    for sender in senders:
-        sender.start()
-    time.sleep(2)
-    try:
-        yield
-    finally:
-        stop.set()
-        for sender in senders:
-            sender.join()
+    rng = np.random.default_rng(1)
+    made = [report(rng, manifest, 0, 0, 50) for _ in range(8)]
+    sequence = 0
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1/runs/", timeout=60) as own:
+        own.put(run, json=manifest.to_json()).raise_for_status()
+        while True:
+            steps = column(np.arange(50 * sequence, 50 * sequence + 50))
+            body = wire.encode(replace(made[sequence % 8], sequence=sequence, steps=steps))
+            headers = {"content-type": wire.CONTENT_TYPE}
+            answer = own.post(f"{run}/reports", content=body, headers=headers)
+            sequence += answer.status_code == 200
 
 
 def measure(
-    http: httpx.Client, process: subprocess.Popen[bytes], name: str, path: str, asks: int
+    http: httpx.Client,
+    process: subprocess.Popen[bytes],
+    name: str,
+    path: str,
+    asks: int,
+    *,
+    again: bool = False,
 ) -> list[str]:
-    """Ask again and again on one connection; the first three answers are not counted."""
+    """Ask on one connection of the standard library; the first three answers are not counted."""
+    port = http.base_url.port
+    assert port is not None
+    connection = client.HTTPConnection("127.0.0.1", port, timeout=120)
     walls = []
     size = 0
-    for _ in range(3):
-        http.get(path).raise_for_status()
-    before = cpu_seconds(process)
-    for _ in range(asks):
+    for number in range(-3, asks):
+        if number == 0:
+            before = cpu_seconds(process)
+        mark = "&" if "?" in path else "?"
         start = time.perf_counter()
-        size = len(http.get(path).raise_for_status().content)
+        connection.request("GET", f"/api/v1/{path}{'' if again else f'{mark}anew={next(ANEW)}'}")
+        answer = connection.getresponse()
+        size = len(answer.read())
         walls.append(1000 * (time.perf_counter() - start))
+        assert answer.status == 200, answer.status
     cpu = 1000 * (cpu_seconds(process) - before) / asks
-    p50, p99 = np.percentile(walls, [50, 99])
-    return [name, f"{p50:.2f}", f"{p99:.2f}", f"{cpu:.2f}", f"{size / 1000:.1f}"]
+    p50, p99 = np.percentile(walls[3:], [50, 99])
+    how = "again" if again else "anew"
+    return [name, how, f"{p50:.2f}", f"{p99:.2f}", f"{cpu:.2f}", f"{size / 1000:.1f}"]
 
 
 def cpu_seconds(process: subprocess.Popen[bytes]) -> float:
@@ -246,8 +267,8 @@ def table(rows: list[list[str]], steps: int, wide: int) -> str:
         f"{TENSORS} tensors, compacted; Python {platform.python_version()}, "
         f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
         "",
-        "| question | p50 ms | p99 ms | server CPU ms | answer kB |",
-        "|---|---|---|---|---|",
+        "| question | asked | p50 ms | p99 ms | server CPU ms | answer kB |",
+        "|---|---|---|---|---|---|",
     ]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 

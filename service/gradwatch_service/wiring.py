@@ -20,6 +20,7 @@ from gradwatch_service.ingest import Ingest
 from gradwatch_service.instruments import Instruments
 from gradwatch_service.live.view import LiveView
 from gradwatch_service.notifications import Notifier, senders
+from gradwatch_service.queries.remembered import Remembered
 from gradwatch_service.settings import Settings
 from gradwatch_service.store.base import RunRecord, Store
 
@@ -39,6 +40,7 @@ class Service:
     live: LiveView
     instruments: Instruments
     exposition: Exposition
+    remembered: Remembered
     notifier: Notifier | None = None
 
     def start(self) -> None:
@@ -78,9 +80,12 @@ def build(settings: Settings, store: Store) -> Service:
     ingest = Ingest(settings, store, instruments)
     store.on_commit(events.committed)
     store.on_commit(live.committed)
+    remembered = Remembered()
+    store.on_commit(remembered.committed)
     analyser = Analyser(store, settings)
     analyser.add_listener(Announcer(events))
     analyser.add_listener(live)
+    analyser.add_listener(remembered)
     notifier = _notifier(settings, instruments)
     if notifier is not None:
         analyser.add_listener(notifier)
@@ -99,6 +104,7 @@ def build(settings: Settings, store: Store) -> Service:
         live=live,
         instruments=instruments,
         exposition=Exposition(live, instruments, limits, TagLabels(settings.metric_tags)),
+        remembered=remembered,
         notifier=notifier,
     )
 

@@ -15,6 +15,7 @@ import gradwatch_wire as wire
 from gradwatch_service.queries.quantities import run_quantity
 from gradwatch_service.queries.series import Pieces
 from gradwatch_service.store.sqlite import compacting
+from gradwatch_service.store.sqlite.piece_cache import PieceCache
 
 MANIFEST = jobs.manifest()
 WHOLE = {"attempt": 0, "optimizer": "default", "rank": 0}
@@ -244,6 +245,40 @@ def test_any_order_overlap_and_moment_of_compaction_reads_the_same(tmp_path_fact
         expected = np.array([model[step][1] for step in sorted(model)])
         assert np.array_equal(found["norm"], expected)
         assert store.run("run").steps == len(model)
+    finally:
+        store.close()
+
+
+@settings(
+    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_a_curve_asked_again_and_again_is_the_one_that_a_new_process_gives(
+    tmp_path_factory, small_chunks, data
+):
+    """What was decoded before is used again: never of a chunk that has been made anew since."""
+    store = open_engine("sqlite", tmp_path_factory.mktemp("store"))
+    asked_for = [
+        {"metric": metric, "tensor": tensor, **span}
+        for metric, tensor in (("norm", 1), ("loss", None))
+        for span in ({}, {"start": 100, "end": 4700})
+    ]
+    try:
+        store.register("run", MANIFEST, now=time.time())
+        for sequence in range(10):
+            append(store, range(sequence * 500, sequence * 500 + 500), sequence=sequence)
+        for sequence in range(10, 14):
+            store.maintenance.compact(quiet=True)
+            asked = [pieces(store, points=10, **what) for what in asked_for]
+            kept, store._pieces = store._pieces, PieceCache()
+            anew = [pieces(store, points=10, **what) for what in asked_for]
+            store._pieces = kept
+            for one, other in zip(asked, anew, strict=True):
+                for name in Pieces.__slots__:
+                    assert np.array_equal(getattr(one, name), getattr(other, name)), name
+            # Known steps with other values, new ones, or both: their chunk is made anew.
+            first = data.draw(st.sampled_from([0, 64, 4990, 5000 + 50 * (sequence - 10)]))
+            append(store, range(first, first + data.draw(st.integers(1, 70))), sequence=sequence)
     finally:
         store.close()
 

@@ -8,7 +8,9 @@ from typing import Any
 import orjson
 from fastapi import Request, Response
 
-__all__ = ["cacheable", "json_answer"]
+from gradwatch_service.queries.remembered import Answer
+
+__all__ = ["answered", "cacheable", "json_answer"]
 
 
 def json_answer(content: Any, *, status: int = 200) -> Response:
@@ -25,10 +27,15 @@ def cacheable(request: Request, content: Any, *, seconds: int = 1) -> Response:
     """
     body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
     tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-    headers = {"ETag": tag, "Cache-Control": f"private, max-age={seconds}"}
-    if _held(request.headers.get("if-none-match"), tag):
+    return answered(request, Answer(body, tag, f"private, max-age={seconds}"))
+
+
+def answered(request: Request, answer: Answer) -> Response:
+    """Send an answer, or 304 when the asker holds exactly this."""
+    headers = {"ETag": answer.tag, "Cache-Control": answer.cache_control}
+    if _held(request.headers.get("if-none-match"), answer.tag):
         return Response(status_code=304, headers=headers)
-    return Response(body, headers=headers, media_type="application/json")
+    return Response(answer.body, headers=headers, media_type="application/json")
 
 
 def _held(header: str | None, tag: str) -> bool:

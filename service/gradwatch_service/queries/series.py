@@ -41,6 +41,17 @@ class Pieces:
         """Return the number of pieces."""
         return len(self.start)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(column.nbytes for column in _columns(self))
+
+    def cut(self, begin: int, end: int) -> Pieces:
+        """The pieces from ``begin`` up to ``end``, by place."""
+        if begin == 0 and end == len(self):
+            return self
+        return Pieces(*(column[begin:end] for column in _columns(self)))
+
     @classmethod
     def of_steps(
         cls, steps: Integers, values: Floats, nonfinite: Floats, *, every_step: bool
@@ -67,19 +78,20 @@ class Pieces:
         )
 
 
-def joined(parts: Iterable[Pieces]) -> Pieces:
-    """The pieces of all parts, by their first step."""
-    parts = list(parts)
-    whole, none = np.empty(0, np.int64), np.empty(0)
-    empty = Pieces(whole, whole, none, none, none, whole, none)
+def joined(parts: Iterable[Pieces], *, ordered: bool = False) -> Pieces:
+    """The pieces of all parts, by their first step; as they come with ``ordered``."""
+    parts = [part for part in parts if len(part)]
     if not parts:
-        return empty
-    start = np.concatenate([part.start for part in parts])
-    if len(parts) == 1 and bool((start[1:] > start[:-1]).all()):
-        return parts[0]
-    order = np.argsort(start, kind="stable")
-    columns = zip(*(_columns(part) for part in parts), strict=True)
-    return Pieces(*(np.concatenate(column)[order] for column in columns))
+        whole, none = np.empty(0, np.int64), np.empty(0)
+        return Pieces(whole, whole, none, none, none, whole, none)
+    one = parts[0]
+    if len(parts) > 1:
+        columns = zip(*(_columns(part) for part in parts), strict=True)
+        one = Pieces(*(np.concatenate(column) for column in columns))
+    if ordered or bool((one.start[1:] > one.start[:-1]).all()):
+        return one
+    order = np.argsort(one.start, kind="stable")
+    return Pieces(*(column[order] for column in _columns(one)))
 
 
 def bucketed(pieces: Pieces, points: int) -> dict[str, NDArray[Any]]:
@@ -140,8 +152,8 @@ def _merged(pieces: Pieces, points: int) -> Pieces:
     width = max(longest, -(-(last - first + 1) // points))
     bucket = (pieces.start - first) // width
     number = int(bucket[-1]) + 1
-    used = np.unique(bucket)
     full = _grouped(pieces, bucket)
+    used = (full.start - first) // width
     starts = first + width * np.arange(number)
     starts[used] = full.start  # a piece belongs to one bucket, which therefore begins with it
     reached = _spread(full.end, used, number, -1.0).astype(np.int64)

@@ -12,11 +12,12 @@ from gradwatch_service.problems import invalid
 from gradwatch_service.queries.answers import cacheable
 from gradwatch_service.queries.histograms import merged
 from gradwatch_service.queries.reading import Selection, select, unknown_name
+from gradwatch_service.routes.remembering import RememberingRoute
 from gradwatch_service.schemas import PROBLEMS
 from gradwatch_service.wiring import ServiceDep
 from gradwatch_wire import TensorInfo
 
-router = APIRouter(tags=["steps"])
+router = APIRouter(tags=["steps"], route_class=RememberingRoute)
 
 Step = Annotated[int | None, Query(ge=0, le=2**62)]
 

@@ -9,11 +9,12 @@ from fastapi import APIRouter, Query, Request, Response
 from gradwatch_service.access import Reader, VisibleRun
 from gradwatch_service.problems import invalid
 from gradwatch_service.queries.answers import cacheable
+from gradwatch_service.routes.remembering import RememberingRoute
 from gradwatch_service.schemas import PROBLEMS
 from gradwatch_service.store.base import RunRecord
 from gradwatch_service.wiring import Service, ServiceDep
 
-router = APIRouter(tags=["runs"])
+router = APIRouter(tags=["runs"], route_class=RememberingRoute)
 
 
 @router.get("/api/v1/runs", responses=PROBLEMS)

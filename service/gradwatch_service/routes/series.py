@@ -27,12 +27,13 @@ from gradwatch_service.queries.quantities import (
 )
 from gradwatch_service.queries.reading import Selection, blocks, curve, select, unknown_name
 from gradwatch_service.queries.series import Pieces, bucketed, joined
+from gradwatch_service.routes.remembering import RememberingRoute
 from gradwatch_service.rows import StepRows
 from gradwatch_service.schemas import PROBLEMS
 from gradwatch_service.store.base import Store
 from gradwatch_service.wiring import ServiceDep
 
-router = APIRouter(tags=["steps"])
+router = APIRouter(tags=["steps"], route_class=RememberingRoute)
 
 Floats = NDArray[np.float64]
 Step = Annotated[int | None, Query(ge=0, le=2**62)]

@@ -12,12 +12,13 @@ from gradwatch_service.problems import ServiceError
 from gradwatch_service.queries.answers import cacheable
 from gradwatch_service.queries.quantities import tensor_quantity
 from gradwatch_service.queries.reading import Selection, blocks, select
+from gradwatch_service.routes.remembering import RememberingRoute
 from gradwatch_service.rows import StepRows
 from gradwatch_service.schemas import PROBLEMS
 from gradwatch_service.store.base import Store
 from gradwatch_service.wiring import ServiceDep
 
-router = APIRouter(tags=["steps"])
+router = APIRouter(tags=["steps"], route_class=RememberingRoute)
 
 DERIVED = {"rms": "norm", "clip_fraction": "clipped_count", "zero_fraction": "zero_count"}
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch_service.queries.series import Pieces, joined
+from gradwatch_service.queries.series import Pieces
 from gradwatch_service.rows import StepRows
 from gradwatch_service.store.rollups import PIECE_STEPS
+from gradwatch_service.store.sqlite.piece_cache import PieceCache
 from gradwatch_service.store.sqlite.reading import Reader, Selection
 from gradwatch_service.store.sqlite.rollup_rows import pieces_between
 
@@ -31,31 +33,29 @@ class Curve:
 
 
 def curve(
-    connection: sqlite3.Connection, reader: Reader, run_id: int, stream_id: int, wanted: Curve
+    connection: sqlite3.Connection,
+    reader: Reader,
+    place: tuple[int, int],
+    wanted: Curve,
+    cache: PieceCache,
 ) -> Iterator[StepRows | Pieces]:
     """Rows where single steps are to be shown, pieces of up to 64 steps elsewhere, in any order."""
     span = (wanted.selection.start or 0, _or(wanted.selection.end, 2**62))
-    listed = reader.list(wanted.selection)
-    steps = sum(piece.steps for piece in listed)
-    coarse = steps > max(FEW_STEPS, wanted.points * PIECE_STEPS // 4)
-    dropped = _dropped(connection, run_id, stream_id, span)
-    if not coarse:
-        yield from reader.read(wanted.selection)
-    if not coarse and not dropped:
-        return
-    place = (run_id, stream_id)
-    pieces = joined(pieces_between(connection, place, wanted.metric, wanted.tensor, span))
-    inside = (pieces.start >= span[0]) & (pieces.end <= span[1])
-    if coarse:
-        hot = [piece for piece in listed if not piece.cold]
-        yield _kept(pieces, inside)
-        for piece in hot:
-            rows = reader.load([piece], wanted.selection)[0]
-            cut = reader.within(rows, wanted.selection)
-            if cut is not None:
-                yield cut
+    between = partial(pieces_between, connection, place, wanted.metric, wanted.tensor)
+    steps = _steps(connection, place, span)
+    if steps > max(FEW_STEPS, wanted.points * PIECE_STEPS // 4):
+        # Deliveries before roll-ups, as in Reader.list.
+        hot = reader.hot(wanted.selection)
+        pieces = between(span=span, cache=cache)
+        yield _kept(pieces, (pieces.start >= span[0]) & (pieces.end <= span[1]))
+        yield from reader.read_pieces(hot, wanted.selection)
         yield from _edges(reader, wanted.selection, pieces, span)
         return
+    dropped = _dropped(connection, place, span)
+    yield from reader.read(wanted.selection)
+    if not dropped:
+        return
+    pieces = between(span=span, cache=cache)
     gone = np.zeros(len(pieces), dtype=bool)
     for first, last in dropped:
         gone |= (pieces.start >= first) & (pieces.end <= last)
@@ -83,16 +83,31 @@ def _edges(
 
 
 def _kept(pieces: Pieces, mask: NDArray[np.bool_]) -> Pieces:
+    if mask.all():
+        return pieces
     return Pieces(*(getattr(pieces, name)[mask] for name in Pieces.__slots__))
 
 
+def _steps(connection: sqlite3.Connection, place: tuple[int, int], span: tuple[int, int]) -> int:
+    """Single steps that are kept in the span; whole chunks and deliveries are counted."""
+    where = "run_id = ? AND stream_id = ? AND first_step <= ? AND last_step >= ?"
+    bounds = (*place, span[1], span[0])
+    (steps,) = connection.execute(
+        "SELECT (SELECT coalesce(sum(steps), 0) FROM delivery "  # noqa: S608 - constant text
+        f"WHERE payload IS NOT NULL AND partial IS NULL AND {where}) "
+        f"+ (SELECT coalesce(sum(steps), 0) FROM chunk WHERE detail = 1 AND {where})",
+        bounds * 2,
+    ).fetchone()
+    return int(steps)
+
+
 def _dropped(
-    connection: sqlite3.Connection, run_id: int, stream_id: int, span: tuple[int, int]
+    connection: sqlite3.Connection, place: tuple[int, int], span: tuple[int, int]
 ) -> list[tuple[int, int]]:
     return connection.execute(
         "SELECT first_step, last_step FROM chunk WHERE run_id = ? AND stream_id = ? "
         "AND detail = 0 AND first_step <= ? AND last_step >= ?",
-        (run_id, stream_id, span[1], span[0]),
+        (*place, span[1], span[0]),
     ).fetchall()
 
 

@@ -20,6 +20,7 @@ __all__ = ["Moved", "Piece", "Reader", "Selection"]
 
 BLOCK_STEPS = 1024
 CLUSTER_STEPS = 8192
+SPAN = "run_id = ? AND stream_id = ? AND first_step <= ? AND last_step >= ?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +72,22 @@ class Reader:
         start = selection.start
         while True:
             try:
-                for rows in self._read_from(replace(selection, start=start)):
+                wanted = replace(selection, start=start)
+                for rows in self.read_pieces(self.list(wanted), wanted):
                     start = int(rows.steps[-1]) + 1
                     yield rows
             except Moved:
                 continue  # list again, from the first step that was not answered yet
             return
 
-    def _read_from(self, selection: Selection) -> Iterator[StepRows]:
+    def read_pieces(self, pieces: Sequence[Piece], selection: Selection) -> Iterator[StepRows]:
+        """Blocks of what was listed.
+
+        Raises:
+            Moved: Some of it is not there any more.
+        """
         waiting: list[StepRows] = []
-        for cluster, window in _windows(self.list(selection), selection):
+        for cluster, window in _windows(pieces, selection):
             rows = _within(self.load(cluster, selection)[0], window)
             if rows is None:
                 continue
@@ -104,31 +111,31 @@ class Reader:
                 if rows is not None:
                     yield rows
 
-    @staticmethod
-    def within(rows: StepRows, selection: Selection) -> StepRows | None:
-        """The rows that lie in the selection; None when there is none."""
-        return _within(rows, selection)
+    def hot(self, selection: Selection) -> list[Piece]:
+        """The deliveries alone."""
+        rows = self._connection.execute(
+            "SELECT first_step, last_step, steps, id, 0, sequence, manifest FROM delivery "  # noqa: S608 - constant text
+            f"WHERE payload IS NOT NULL AND partial IS NULL AND {SPAN}",
+            self._bounds(selection),
+        ).fetchall()
+        return _ordered([Piece(*row) for row in rows])
 
     def list(self, selection: Selection) -> list[Piece]:
         """Every delivery and chunk with steps in the selection, by first step."""
-        low = 0 if selection.start is None else selection.start
-        high = 2**62 if selection.end is None else selection.end
-        bounds = (self._run_id, self._stream_id, high, low)
-        where = "run_id = ? AND stream_id = ? AND first_step <= ? AND last_step >= ?"
-        hot = self._connection.execute(
-            "SELECT first_step, last_step, steps, id, 0, sequence, manifest FROM delivery "  # noqa: S608 - constant text
-            f"WHERE payload IS NOT NULL AND partial IS NULL AND {where}",
-            bounds,
-        ).fetchall()
+        # Deliveries first: what moves to a chunk between the two statements is then listed twice,
+        # which is noticed when it is read, and not missed.
+        hot = self.hot(selection)
         cold = self._connection.execute(
             "SELECT first_step, last_step, steps, id, 1, -1, manifest FROM chunk "  # noqa: S608 - constant text
-            f"WHERE detail = 1 AND {where}",
-            bounds,
+            f"WHERE detail = 1 AND {SPAN}",
+            self._bounds(selection),
         ).fetchall()
-        return sorted(
-            (Piece(*row) for row in (*hot, *cold)),
-            key=lambda piece: (piece.first, piece.last),
-        )
+        return _ordered([*hot, *(Piece(*row) for row in cold)])
+
+    def _bounds(self, selection: Selection) -> tuple[int, int, int, int]:
+        low = 0 if selection.start is None else selection.start
+        high = 2**62 if selection.end is None else selection.end
+        return self._run_id, self._stream_id, high, low
 
     def load(self, pieces: Sequence[Piece], selection: Selection) -> tuple[StepRows, Any]:
         """All steps of the pieces, each once, and the sequence that each came in.
@@ -195,6 +202,10 @@ class Reader:
             kept = tuple(manifest.tensors[i] for i in tensors if i < len(manifest.tensors))
             self._manifests[key] = replace(manifest, tensors=kept)
         return self._manifests[key]
+
+
+def _ordered(pieces: list[Piece]) -> list[Piece]:
+    return sorted(pieces, key=lambda piece: (piece.first, piece.last))
 
 
 def _windows(

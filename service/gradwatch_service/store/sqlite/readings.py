@@ -22,6 +22,7 @@ from gradwatch_service.store.sqlite import catalog, documents
 from gradwatch_service.store.sqlite.completeness import Completeness
 from gradwatch_service.store.sqlite.curves import Curve, curve
 from gradwatch_service.store.sqlite.file import Database
+from gradwatch_service.store.sqlite.piece_cache import PieceCache
 from gradwatch_service.store.sqlite.reading import Moved, Reader, Selection
 from gradwatch_service.store.sqlite.registering import load_manifest
 from gradwatch_wire import Manifest
@@ -41,6 +42,7 @@ class Readings:
         self.database = database
         self.completeness = Completeness()
         self._settings = settings
+        self._pieces = PieceCache()
         self._local = threading.local()
         self._readers: list[sqlite3.Connection] = []
         self._guard = threading.Lock()
@@ -144,7 +146,7 @@ class Readings:
         wanted = Curve(metric, tensor, points, selection)
         while True:
             try:
-                return iter(list(curve(connection, reader, *key, wanted)))
+                return iter(list(curve(connection, reader, key, wanted, self._pieces)))
             except Moved:
                 continue  # compaction moved something between two reads: ask again
 

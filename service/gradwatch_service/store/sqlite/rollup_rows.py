@@ -1,12 +1,18 @@
-"""Roll-ups as rows: added per chunk, joined into longer ones so that a long curve is few reads."""
+"""Roll-ups as rows: added per chunk, joined into longer ones so that a long curve is few reads.
+
+A row never changes once it is written, and its id is never given again: what was decoded of it
+stays right for as long as the row is there.
+"""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+import time
 
 from gradwatch_service.queries.series import Pieces
 from gradwatch_service.store.rollups import cut_out, merge, run_pieces, tensor_pieces
+from gradwatch_service.store.sqlite.piece_cache import PieceCache
+from gradwatch_service.store.sqlite.reading import Moved
 from gradwatch_service.store.sqlite.registering import load_manifest
 
 __all__ = ["RUN", "TENSORS", "add_rollup", "pieces_between", "remove_span"]
@@ -42,18 +48,17 @@ def remove_span(connection: sqlite3.Connection, place: Place, span: Span) -> Non
     """Remove the pieces in a span, whatever row they were joined into: its chunk is made anew."""
     first, last = span
     rows = connection.execute(
-        "SELECT id, tensor, first_step, last_step, body FROM rollup WHERE run_id = ? "
+        "SELECT id, tensor, level, first_step, last_step, body FROM rollup WHERE run_id = ? "
         "AND stream_id = ? AND first_step <= ? AND last_step >= ?",
         (*place, last, first),
     ).fetchall()
-    for row_id, kind, low, high, body in rows:
+    for row_id, kind, level, low, high, body in rows:
         left = None
         if kind == RUN and not (low >= first and high <= last):
             left = cut_out(body, first, last)
-        if left is None:
-            connection.execute("DELETE FROM rollup WHERE id = ?", (row_id,))
-        else:
-            connection.execute("UPDATE rollup SET body = ? WHERE id = ?", (left, row_id))
+        if left is not None:
+            _insert(connection, (*place, kind, level, low, high, left))
+        connection.execute("DELETE FROM rollup WHERE id = ?", (row_id,))
 
 
 def pieces_between(
@@ -61,22 +66,30 @@ def pieces_between(
     place: Place,
     metric: str,
     tensor: int | None,
+    *,
     span: Span,
-) -> Iterator[Pieces]:
-    """Pieces of a metric that touch the span, row by row in step order."""
-    kind = RUN if tensor is None else TENSORS
-    rows = connection.execute(
-        "SELECT body FROM rollup WHERE run_id = ? AND stream_id = ? AND tensor = ? "
-        "AND first_step <= ? AND last_step >= ? ORDER BY first_step",
-        (*place, kind, span[1], span[0]),
-    )
-    if tensor is None:
-        for (body,) in rows:
-            yield run_pieces(body, metric)
-        return
-    numel = _numel(connection, *place, tensor)
-    for (body,) in rows:
-        yield tensor_pieces(body, metric, tensor, numel)
+    cache: PieceCache,
+) -> Pieces:
+    """Pieces of a metric that touch the span, row by row, the rows in step order."""
+    # One row of text: every row that is fetched lets go of the interpreter, and under load
+    # getting it back takes milliseconds.
+    (listed,) = connection.execute(
+        "SELECT group_concat(id) FROM (SELECT id FROM rollup WHERE run_id = ? AND stream_id = ? "
+        "AND tensor = ? AND first_step <= ? AND last_step >= ? ORDER BY first_step)",
+        (*place, RUN if tensor is None else TENSORS, span[1], span[0]),
+    ).fetchone()
+    rows = [int(row) for row in listed.split(",")] if listed else []
+
+    def load(row: int) -> Pieces:
+        found = connection.execute("SELECT body FROM rollup WHERE id = ?", (row,)).fetchone()
+        if found is None:
+            raise Moved
+        if tensor is None:
+            return run_pieces(found[0], metric)
+        return tensor_pieces(found[0], metric, tensor, numel)
+
+    numel = 1 if tensor is None else _numel(connection, *place, tensor)
+    return cache.pieces((*place, metric, tensor), rows, load)
 
 
 def _numel(connection: sqlite3.Connection, run_id: int, stream_id: int, tensor: int) -> int:
@@ -92,8 +105,9 @@ def _numel(connection: sqlite3.Connection, run_id: int, stream_id: int, tensor: 
 def _insert(
     connection: sqlite3.Connection, row: tuple[int, int, int, int, int, int, bytes]
 ) -> None:
+    # Left to itself SQLite gives the id of the newest row again once that row is deleted.
     connection.execute(
-        "INSERT INTO rollup (run_id, stream_id, tensor, level, first_step, last_step, body) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?)",
-        row,
+        "INSERT INTO rollup (id, run_id, stream_id, tensor, level, first_step, last_step, body) "
+        "VALUES (max(?, (SELECT coalesce(max(id), 0) + 1 FROM rollup)), ?, ?, ?, ?, ?, ?, ?)",
+        (time.time_ns(), *row),
     )

@@ -136,11 +136,12 @@ class Writer:
             return
         self.failing = False
         self.seen(time.perf_counter() - started, True)  # noqa: FBT003 - a callback's argument
+        # Told before anybody is answered: who asks after an acknowledgement meets no older answer.
+        if commits:
+            self._told(commits)
         for job, result in done:
             if not job.future.cancelled():
                 job.future.set_result(result)
-        if commits:
-            self._told(commits)
 
     def _do(self, job: Job, done: list[tuple[Job, Any]]) -> None:
         if not job.future.set_running_or_notify_cancel():
