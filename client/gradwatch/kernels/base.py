@@ -1,9 +1,9 @@
 """What a kernel is: passes over gradients, in place, from which every policy is built."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -50,12 +50,14 @@ class Gradients:
         numel: Elements of each; 0 for None.
         dtypes: Dtype of each; None for None.
         contiguous: Whether every one is.
+        notes: What a kernel has found out about them, for its next pass.
     """
 
     tensors: Sequence[Tensor | None]
     numel: tuple[int, ...]
     dtypes: tuple[torch.dtype | None, ...]
     contiguous: bool
+    notes: dict[object, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor | None]) -> "Gradients":
