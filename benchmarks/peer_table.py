@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import shutil
+import os
 import statistics
 import subprocess
-import tempfile
-import time
 from collections import defaultdict
 from pathlib import Path
 
 from benchmarks.ingest import COLUMNS, STAGES, Load, measure
+from benchmarks.peer_servers import SERVERS, program
 from benchmarks.peers import DOES_MORE, PEERS
-from benchmarks.server_process import cpu_seconds, free_port
 
 __all__ = ["compare"]
 
 SCRIPT = Path(__file__).parent / "peers.py"
-PUSHGATEWAYS = ("prometheus-pushgateway", "pushgateway")
 OURS = "gradwatch"
 
 
@@ -31,13 +27,12 @@ def compare(tensors: int, seconds: float, python: str, rounds: int = 3, steps: i
         seconds: How long we are measured in each round.
         python: Interpreter that has the peers; those it lacks are left out and named.
         rounds: Rounds, in which everybody has a turn.
-        steps: Steps that each peer logs in a round.
+        steps: Steps that each peer of the training process logs in a round.
     """
     samples = tensors * COLUMNS
     missing = {name: "not installed" for name in PEERS if not has(python, name)}
-    gateway = next(filter(None, map(shutil.which, PUSHGATEWAYS)), None)
-    if gateway is None:
-        missing["pushgateway"] = "no such program"
+    programs = {name: program(server, python) for name, server in SERVERS.items()}
+    missing |= {name: "no such program" for name, found in programs.items() if found is None}
     costs: dict[str, list[float]] = defaultdict(list)
     sizes: dict[str, float] = {}
     for _ in range(rounds):
@@ -48,8 +43,13 @@ def compare(tensors: int, seconds: float, python: str, rounds: int = 3, steps: i
             made = logged(python, name, steps, samples)
             costs[name].append(made["cpu"] / steps / samples)
             sizes[name] = made["bytes"] / steps / samples
-        if gateway is not None:
-            costs["pushgateway"].append(pushed(gateway, steps, samples) / steps / samples)
+        for name, found in programs.items():
+            if found is None:
+                continue
+            taken = SERVERS[name].measure(found, samples)
+            costs[name].append(taken.cpu / taken.samples)
+            if taken.bytes is not None:
+                sizes[name] = taken.bytes / taken.samples
     mine = statistics.median(costs[OURS])
     print("\n| | CPU us per sample, median | lowest | highest | x ours | bytes per sample | more |")
     print("|---|---|---|---|---|---|---|")
@@ -60,6 +60,7 @@ def compare(tensors: int, seconds: float, python: str, rounds: int = 3, steps: i
             f"| {name} | {middle * 1e6:.3f} | {min(cost) * 1e6:.3f} | {max(cost) * 1e6:.3f} "
             f"| {middle / mine:.0f} | {size} | {DOES_MORE.get(name, '')} |"
         )
+    print(f"load {os.getloadavg()[0]:.1f} at the end")
     for name, why in missing.items():
         print(f"{name} left out: {why}")
 
@@ -76,42 +77,3 @@ def logged(python: str, name: str, steps: int, samples: int) -> dict[str, float]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
-
-
-def pushed(program: str, steps: int, samples: int) -> float:
-    """Server CPU seconds that pushing so many steps took; one push per step, as jobs do."""
-    port = free_port()
-    with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen(
-            [program, f"--web.listen-address=127.0.0.1:{port}"],
-            cwd=folder,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            connection = ready(port)
-            before = cpu_seconds(process.pid)
-            for step in range(steps):
-                lines = [f'g{{tensor="layers.{i}"}} {i % 97 + step / 7}\n' for i in range(samples)]
-                connection.request("PUT", "/metrics/job/bench", "".join(lines).encode())
-                answer = connection.getresponse()
-                answer.read()
-                if answer.status >= 300:
-                    raise RuntimeError(f"pushgateway answered {answer.status}")
-            return cpu_seconds(process.pid) - before
-        finally:
-            process.terminate()
-            process.wait(30)
-
-
-def ready(port: int) -> http.client.HTTPConnection:
-    """A connection to the gateway, once it listens."""
-    end = time.monotonic() + 30
-    while time.monotonic() < end:
-        try:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-            connection.connect()
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return connection
-    raise TimeoutError(f"nothing answers on port {port}")

@@ -64,7 +64,10 @@ DOES_MORE = {
     "tensorboard": "every scalar under a name of its own; in the training process, no service",
     "wandb": "every scalar under a name of its own, system metrics; files only, nothing served",
     "trackio": "every scalar under a name of its own, as JSON in SQLite; in the training process",
-    "pushgateway": "every scalar a labelled series, ready to be scraped; keeps the newest value only",
+    "Pushgateway": "every scalar a labelled series, ready to be scraped; keeps the newest value only",
+    "VictoriaMetrics": "every scalar a labelled series, found by any label; acknowledges before disk",
+    "Prometheus remote write": "every scalar a labelled series, PromQL, rules; log not synced",
+    "MLflow server": "every scalar a row under a name of its own, in SQL; runs, artifacts, a page",
 }
 
 

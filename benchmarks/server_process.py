@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import socket
 import time
 from pathlib import Path
 
-__all__ = ["cpu_seconds", "free_port", "rss_megabytes", "settle", "wait_until_ready"]
+__all__ = [
+    "cpu_seconds",
+    "free_port",
+    "rss_megabytes",
+    "settle",
+    "tree_cpu_seconds",
+    "wait_until_ready",
+]
 
 
 def wait_until_ready(port: int) -> None:
@@ -41,6 +49,20 @@ def cpu_seconds(pid: int) -> float:
     """User and system time of a process, from the operating system."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def tree_cpu_seconds(pid: int) -> float:
+    """The same of a process, of all it started, and of those of them that have ended."""
+    fields: dict[int, list[str]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            fields[int(path.parent.name)] = path.read_text().rpartition(")")[2].split()
+    ticks, waiting = 0, [pid]
+    while waiting:
+        one = waiting.pop()
+        ticks += sum(map(int, fields[one][11:15])) if one in fields else 0
+        waiting += [child for child, f in fields.items() if int(f[1]) == one]
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def rss_megabytes(pid: int) -> float:
