@@ -13,15 +13,36 @@ from gradwatch_service.measures import global_norm, nonfinite_count
 from gradwatch_service.queries.histograms import merged
 from gradwatch_service.queries.reading import Selection, blocks, select
 from gradwatch_service.recommenders.backtest import Backtest, backtest_norm, backtest_value
+from gradwatch_service.recommenders.base import Preference
 from gradwatch_service.recommenders.magnitudes import spans
 from gradwatch_service.recommenders.ratio import ratios
 from gradwatch_service.rows import StepRows
 from gradwatch_service.store.base import Store
 
-__all__ = ["MOST_THRESHOLDS", "Retrospect", "backtest"]
+__all__ = [
+    "MOST_THRESHOLDS",
+    "Policy",
+    "Record",
+    "Retrospect",
+    "Rule",
+    "Threshold",
+    "answered",
+    "backtest",
+    "exploding",
+    "matrix",
+    "nothing",
+    "record_of",
+    "touches",
+]
 
 Floats = NDArray[np.float64]
 Steps = NDArray[np.int64]
+
+Threshold = Literal["norm", "value", "per_tensor", "agc"]
+Rule = Literal["adaptive", "autoclip", "zclip", "adagc", "quantile"]
+Policy = Literal[
+    "norm", "value", "per_tensor", "agc", "adaptive", "autoclip", "zclip", "adagc", "quantile"
+]
 
 MOST_THRESHOLDS = 256
 CONTENTS = {
@@ -35,13 +56,14 @@ CONTENTS = {
 class Retrospect:
     """What to try on which steps; the steps of the newest attempts unless one is named."""
 
-    policy: Literal["norm", "value", "per_tensor", "agc"]
+    policy: Policy
     thresholds: tuple[float, ...]
     grid: int | None = None
     start: int | None = None
     end: int | None = None
     attempt: int | None = None
     optimizer: str | None = None
+    preference: Preference = "balanced"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,40 +93,40 @@ def backtest(store: Store, run: str, asked: Retrospect) -> dict[str, Any]:
     found = select(store, run, attempt=asked.attempt, optimizer=asked.optimizer)
     if asked.policy == "value":
         return _value(store, found, asked)
-    record = _record(store, found, asked)
+    record = record_of(store, found, asked)
     thresholds = asked.thresholds or _grid(record.values, asked.grid or 2)
-    incidents = _incidents(store, run, found)
+    incidents = exploding(store, run, found)
     results = []
     for threshold in thresholds:
         tried = _try(record, threshold)
         clipped = record.steps[np.unique(record.step_of[record.values > threshold])]
-        touched = [i["id"] for i in incidents if _touches(i, clipped)]
+        touched = [i["id"] for i in incidents if touches(i, clipped)]
         results.append({**tried, "incidents": touched})
-    return _answer(found, asked, record.steps, _reasons(record), results)
+    return answered(found, asked, record.steps, _reasons(record), results)
 
 
 def _value(store: Store, found: Selection, asked: Retrospect) -> dict[str, Any]:
     """The same for a limit on every element, from the histograms of the finite steps."""
     whole = merged(store, found, start=asked.start, end=asked.end)
-    finite = _record(store, found, replace(asked, policy="norm")).steps
+    finite = record_of(store, found, replace(asked, policy="norm")).steps
     if whole is None:
         codes = ["unknown_policy_data" if len(finite) else "too_few_steps"]
-        nothing = [_nothing(t) | {"incidents": []} for t in asked.thresholds]
-        return _answer(found, asked, finite[:0], codes, nothing)
+        empty = [nothing(t) | {"incidents": []} for t in asked.thresholds]
+        return answered(found, asked, finite[:0], codes, empty)
     kept = np.isin(whole.steps, finite) & whole.counts.any(axis=1)
     steps, counts = whole.steps[kept], whole.counts[kept]
     bins = spans(whole.bins_per_octave, whole.lowest_exponent)
-    incidents = _incidents(store, found.run, found)
+    incidents = exploding(store, found.run, found)
     results = []
     for threshold in asked.thresholds or _grid(_filled(counts, bins), asked.grid or 2):
         tried = backtest_value(counts, bins, threshold)
         if tried is None:
-            results.append(_nothing(threshold) | {"incidents": []})
+            results.append(nothing(threshold) | {"incidents": []})
             continue
         clipped = steps[counts[:, bins[1] > threshold].any(axis=1)]
-        touched = [i["id"] for i in incidents if _touches(i, clipped)]
+        touched = [i["id"] for i in incidents if touches(i, clipped)]
         results.append({**asdict(tried), "incidents": touched})
-    return _answer(found, asked, steps, ["ok"] if len(steps) else ["too_few_steps"], results)
+    return answered(found, asked, steps, ["ok"] if len(steps) else ["too_few_steps"], results)
 
 
 def _filled(counts: Floats, bins: Floats) -> Floats:
@@ -112,13 +134,14 @@ def _filled(counts: Floats, bins: Floats) -> Floats:
     return bins[:, counts.any(axis=0)].ravel()
 
 
-def _answer(
+def answered(
     found: Selection,
     asked: Retrospect,
     steps: Steps,
     reasons: list[str],
     results: list[dict[str, Any]],
 ) -> dict[str, Any]:
+    """The fields of the REST answer, whatever was tried."""
     return {
         "run": found.run,
         "policy": asked.policy,
@@ -131,7 +154,8 @@ def _answer(
     }
 
 
-def _record(store: Store, found: Selection, asked: Retrospect) -> Record:
+def record_of(store: Store, found: Selection, asked: Retrospect) -> Record:
+    """What the policy looks at in the steps that were asked for."""
     columns = (*CONTENTS[asked.policy], "nonfinite_count")
     parts = [
         _part(rows, asked.policy)
@@ -158,12 +182,12 @@ def _part(rows: StepRows, policy: str) -> Record:
         return Record(steps, norms, norms, np.arange(len(steps)))
     kept = nonfinite_count(rows) == 0
     steps = rows.steps[kept]
-    norms = _matrix(rows, "norm")[kept]
-    there = _matrix(rows, "present", missing=1.0)[kept] != 0
+    norms = matrix(rows, "norm")[kept]
+    there = matrix(rows, "present", missing=1.0)[kept] != 0
     values = norms
     if policy == "agc":
-        values = ratios(norms, _matrix(rows, "weight_norm")[kept])
-        units = _matrix(rows, "unit_ratio")[kept]
+        values = ratios(norms, matrix(rows, "weight_norm")[kept])
+        units = matrix(rows, "unit_ratio")[kept]
         if not np.isnan(units).all():
             # How much of a tensor its largest unit takes along is not known: no weight, no shares.
             values, norms = units, np.full_like(norms, np.nan)
@@ -171,7 +195,8 @@ def _part(rows: StepRows, policy: str) -> Record:
     return Record(steps, values[there], norms[there], np.nonzero(there)[0])
 
 
-def _matrix(rows: StepRows, name: str, missing: float = np.nan) -> Floats:
+def matrix(rows: StepRows, name: str, missing: float = np.nan) -> Floats:
+    """[n, T] the column as float64, ``missing`` throughout where it was not sent."""
     values = rows.tensors.get(name)
     if values is None:
         return np.full((len(rows), len(rows.manifest.tensors)), missing)
@@ -183,12 +208,13 @@ def _try(record: Record, threshold: float) -> dict[str, Any]:
     known = not np.isnan(record.weights).any()
     tried = backtest_norm(record.values, threshold, scaled=record.weights if known else None)
     if tried is None:
-        return _nothing(threshold)
-    told = asdict(tried) if known else _nothing(threshold) | {"clipped_share": tried.clipped_share}
+        return nothing(threshold)
+    told = asdict(tried) if known else nothing(threshold) | {"clipped_share": tried.clipped_share}
     return told | {"steps": len(record.steps)}
 
 
-def _nothing(threshold: float) -> dict[str, Any]:
+def nothing(threshold: float | None) -> dict[str, Any]:
+    """A result on which nothing could be tried: nulls, no guess."""
     return dict.fromkeys(Backtest.__slots__) | {"threshold": threshold, "steps": 0}
 
 
@@ -207,7 +233,8 @@ def _reasons(record: Record) -> list[str]:
     return ["ok"] if len(record.values) else ["unknown_policy_data"]
 
 
-def _incidents(store: Store, run: str, found: Selection) -> list[dict[str, Any]]:
+def exploding(store: Store, run: str, found: Selection) -> list[dict[str, Any]]:
+    """The exploding incidents of the selection, retracted ones left out."""
     attempts = {s.attempt for s in found.streams}
     incidents = [json.loads(data) for data in store.documents(run, "incident").values()]
     return [
@@ -220,7 +247,7 @@ def _incidents(store: Store, run: str, found: Selection) -> list[dict[str, Any]]
     ]
 
 
-def _touches(incident: dict[str, Any], clipped: Steps) -> bool:
+def touches(incident: dict[str, Any], clipped: Steps) -> bool:
     """Whether a clipped step lies between the incident's onset and its last evidence."""
     at = np.searchsorted(clipped, incident["onset_step"])
     return bool(at < len(clipped) and clipped[at] <= incident["last_step"])

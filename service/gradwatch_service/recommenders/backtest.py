@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from gradwatch_service.recommenders.magnitudes import elements_above, removed_share
 
-__all__ = ["Backtest", "ElementBacktest", "backtest_norm", "backtest_value"]
+__all__ = ["Backtest", "ElementBacktest", "backtest_factors", "backtest_norm", "backtest_value"]
 
 Floats = NDArray[np.float64]
 
@@ -54,13 +55,27 @@ def backtest_norm(
     # A norm of 0 is not clipped: its coefficient is 1, not threshold/0.
     ratios = np.divide(threshold, norms, out=np.ones_like(norms), where=norms > 0)
     coefficients = np.minimum(1.0, ratios)
+    return _tried(threshold, coefficients, scaled, float(np.mean(norms > threshold)))
+
+
+def backtest_factors(coefficients: Floats, norms: Floats) -> Backtest | None:
+    """Scale recorded norms by a rule's own coefficients, at most 1; None when there is no norm.
+
+    Such a rule has no one threshold: that field is NaN.
+    """
+    if not len(norms):
+        return None
+    return _tried(math.nan, coefficients, norms, float(np.mean(coefficients < 1)))
+
+
+def _tried(threshold: float, coefficients: Floats, scaled: Floats, clipped: float) -> Backtest:
     kept = coefficients * scaled
     total = float(scaled.sum())
     energy = float(scaled @ scaled)
     return Backtest(
         threshold=threshold,
-        steps=len(norms),
-        clipped_share=float(np.mean(norms > threshold)),
+        steps=len(scaled),
+        clipped_share=clipped,
         mean_coefficient=float(coefficients.mean()),
         norm_removed_share=1 - float(kept.sum()) / total if total > 0 else 0.0,
         energy_removed_share=1 - float(kept @ kept) / energy if energy > 0 else 0.0,
