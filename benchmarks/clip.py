@@ -2,16 +2,19 @@
 
 Variants take turns in one process; each turn's CPU time is divided by that of `clip_grad_norm_` in the
 same turn, and the median of these ratios is shown. A ratio below 1 is cheaper than torch's clipping
-alone. Options: --sets lstm resnet gpt2 tiny, --threads 1 2, --repeats 15, --peers.
+alone. The floors are torch's own sum and in-place product: what visiting memory costs whoever does it.
+Options: --sets lstm resnet gpt2 tiny, --threads 1 2, --repeats 15, --peers.
 """
 
 import argparse
+import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
+from benchmarks.clip_peers import SLOW, peers
 from benchmarks.gradient_sets import SETS, make, quantile
 from benchmarks.machine import cpu_name
 from torch import Tensor
@@ -21,6 +24,7 @@ import gradwatch
 from gradwatch import clip
 from gradwatch.errors import KernelError
 from gradwatch.kernels import Glance, library
+from gradwatch.kernels.reference import basics
 
 BASE = "torch clip_grad_norm_"
 FAR = 1e9  # a limit that nothing reaches
@@ -34,26 +38,30 @@ def main() -> None:
     fast = library.load_cpu()
     kernel = f"none ({fast})" if isinstance(fast, KernelError) else "compiled"
     print(
-        f"{cpu_name()}, Python {platform.python_version()}, torch {torch.__version__}, kernel {kernel}"
+        f"{cpu_name()}, Python {platform.python_version()}, torch {torch.__version__}, "
+        f"kernel {kernel}, load {os.getloadavg()[0]:.1f}"
     )
     for threads in options.threads:
         torch.set_num_threads(threads)
         table: dict[str, dict[str, float]] = {}
         for name in options.sets:
-            for variant, ratio in measure(name, options.repeats, peers=options.peers).items():
+            for variant, ratio in measure(name, options.repeats, with_peers=options.peers).items():
                 table.setdefault(variant, {})[name] = ratio
         print_table(threads, options.sets, table)
+    torch.set_num_threads(1)
+    for name, policy in (("value", clip.value(FAR)), ("norm", clip.norm(FAR))):
+        print(f"cost per tensor, {name}: {per_tensor(policy):.0f} ns of CPU")
 
 
-def measure(name: str, repeats: int, *, peers: bool) -> dict[str, float]:
+def measure(name: str, repeats: int, *, with_peers: bool) -> dict[str, float]:
     """Return each variant's median ratio to torch's norm clipping, and the floor in GB/s."""
     parameters, grads = make(name)
     # In the time that threads spin, CPU time says nothing: there the wall is the measure.
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     turns = {BASE: lambda: clip_grad_norm_(parameters, FAR), **variants(parameters, grads)}
-    if peers:
-        turns |= slow_peers(parameters)
-    slow = {name for name in turns if name.startswith(("reference", "tensorboard"))}
+    if with_peers:
+        turns |= peers(parameters)
+    slow = {name for name in turns if name.startswith(("reference", *SLOW))}
     restore = restorer(grads)
     seconds: dict[str, dict[int, float]] = {variant: {} for variant in turns}
     for repeat in range(repeats + 1):
@@ -107,6 +115,12 @@ def variants(parameters: list[torch.nn.Parameter], grads: list[Tensor]) -> dict[
         "without a compiler, value, nothing clipped": uncompiled(clip.value(FAR)),
         "without a compiler, value, 1 % clipped": uncompiled(clip.value(limit)),
         "reference kernel, value": ours(clip.value(FAR), kernel="reference"),
+        "reference operations, value, norm, max_abs and mean": lambda: reference_basics(grads),
+        "floor: read once": lambda: [g.sum() for g in grads],
+        "floor: read once, then read and write": lambda: (
+            [g.sum() for g in grads],
+            [g.mul_(1.0) for g in grads],
+        ),
     }
 
 
@@ -132,19 +146,37 @@ def floor(grads: list[Tensor], size: int) -> float:
     return statistics.median(rates)
 
 
-def slow_peers(parameters: list[torch.nn.Parameter]) -> dict[str, Turn]:
-    """Return the histograms that trackers take at every logged step, where they are installed."""
-    found: dict[str, Turn] = {}
-    try:
-        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 -- only if it is there
-    except ImportError:
-        print("tensorboard is not installed: not measured")
-    else:
-        writer = SummaryWriter("/tmp/gradwatch-benchmark-tensorboard")  # noqa: S108 -- scratch
-        found["tensorboard add_histogram"] = lambda: [
-            writer.add_histogram(str(i), p.grad, 0) for i, p in enumerate(parameters)
-        ]
-    return found
+def reference_basics(grads: list[Tensor]) -> None:
+    """Norm, largest element and mean by the reference's own operations, and the limit; nothing else."""
+    size, limit = 1 << 17, torch.tensor(FAR)
+    scratch = torch.empty(3, size)
+    for grad in grads:
+        flat = grad.view(-1)
+        for start in range(0, flat.numel(), size):
+            piece = flat[start : start + size].unsqueeze(0)
+            torch.maximum(torch.minimum(piece, limit, out=piece), -limit, out=piece)
+            basics(piece, list(scratch[:, None, : piece.numel()].unbind()))
+
+
+def per_tensor(policy: clip.Policy) -> float:
+    """Return what each further tensor of one element costs, in ns: between 1000 and 2000 of them."""
+
+    def turn(count: int) -> Turn:
+        parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(count)]
+        for parameter in parameters:
+            parameter.grad = torch.ones(1)
+        clipper = gradwatch.Clipper(policy)
+        return lambda: clipper.clip_([p.grad for p in parameters], parameters)
+
+    few, many = turn(1000), turn(2000)
+    slopes = []
+    for _ in range(210):
+        start = time.process_time()
+        few()
+        middle = time.process_time()
+        many()
+        slopes.append(time.process_time() - middle - (middle - start))
+    return 1e9 * statistics.median(slopes[10:]) / 1000
 
 
 def print_table(threads: int, sets: list[str], table: dict[str, dict[str, float]]) -> None:

@@ -16,7 +16,7 @@ from gradwatch.kernels import sampling
 from gradwatch.kernels.base import Gradients, Histogram, Row
 from gradwatch.kernels.pieces import Families, Piece, Scratch
 
-__all__ = ["Part", "Reference", "clip_piece_", "round_down"]
+__all__ = ["Part", "Reference", "basics", "clip_piece_", "round_down"]
 
 
 class Part(NamedTuple):
@@ -33,6 +33,17 @@ class Part(NamedTuple):
     scale_after: Tensor
     squares_after: Tensor
     dot: Tensor  # divided by both scales
+
+
+class Basics(NamedTuple):
+    """What norm, largest element and mean of the rows of a matrix come from."""
+
+    finite: Tensor  # the matrix with 0 in place of what is not finite
+    before: Tensor  # the same divided by the scale
+    largest: Tensor
+    scale: Tensor
+    squares: Tensor
+    total: Tensor
 
 
 class Reference:
@@ -136,16 +147,26 @@ def round_down(value: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(nearest.to(value.dtype) > value, below, nearest)
 
 
+def basics(given: Tensor, scratch: Sequence[Tensor]) -> Basics:
+    """Look at the rows of a float32 or float64 matrix, with three matrices of its shape to work in."""
+    finite, before, room = scratch
+    torch.nan_to_num(given, 0.0, 0.0, 0.0, out=finite)
+    largest = torch.maximum(finite.amax(1), finite.amin(1).neg())
+    scale = _positive(largest)
+    torch.div(finite, scale.unsqueeze(1), out=before)
+    squares = torch.mul(before, before, out=room).sum(1)
+    return Basics(finite, before, largest, scale, squares, before.sum(1))
+
+
 def _measure_(matrix: Tensor, scratch: Scratch, limit: Tensor | None, *, zero: bool) -> Part:
     """Clip the rows of a matrix to limits [rows, 1].
 
     Spelled in operations that torch vectorises: on a CPU those that make bools are ten times slower,
     while a comparison written into floats, 1 for true, is as fast as a sum.
     """
-    finite, before, after, room, given = scratch.like(matrix)
+    *rest, after, room, given = scratch.like(matrix)
     given = matrix if matrix.dtype == given.dtype else given.copy_(matrix)  # 16 bits round counts
-    torch.nan_to_num(given, 0.0, 0.0, 0.0, out=finite)
-    largest = torch.maximum(finite.amax(1), finite.amin(1).neg())
+    finite, before, largest, scale, squares, total = basics(given, [*rest, room])
     nan = torch.ne(given, given, out=room).sum(1)
     is_finite = torch.eq(given, finite, out=room).sum(1)
     nonzero = torch.ne(finite, 0, out=room).sum(1)
@@ -153,11 +174,8 @@ def _measure_(matrix: Tensor, scratch: Scratch, limit: Tensor | None, *, zero: b
         matrix.nan_to_num_(0.0, 0.0, 0.0)
     if limit is not None:
         torch.maximum(torch.minimum(matrix, limit, out=matrix), -limit, out=matrix)
-    scale = scale_after = _positive(largest)
-    torch.div(finite, scale.unsqueeze(1), out=before)
-    squares = squares_after = dot = torch.mul(before, before, out=room).sum(1)
+    scale_after, squares_after, dot = scale, squares, squares
     clipped = torch.zeros_like(squares)
-    total = before.sum(1)
     if limit is not None:
         bound = limit.to(given.dtype)
         torch.maximum(torch.minimum(finite, bound, out=after), -bound, out=after)
