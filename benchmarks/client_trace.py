@@ -43,6 +43,8 @@ SCALARS: Mapping[str, str] = {
     "scale": "grad_scale",
     "skipped": "skipped",
     "checksum": "weight_checksum",
+    "since": "steps_since",
+    "bad_since": "nonfinite_steps_since",
 }
 _ZERO_IF_MISSING = ("skipped",)
 

@@ -120,7 +120,9 @@ class Experts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits [batch, 6]."""
         h = torch.relu(self.inp(x))
-        odds = self.router(h).softmax(-1)
+        # Noise keeps every expert in use, as load balancing does.
+        scores = self.router(h)
+        odds = (scores + 1.5 * torch.randn_like(scores)).softmax(-1)
         weight, chosen = odds.max(-1, keepdim=True)
         answers = torch.stack([expert(h) for expert in self.experts], dim=1)
         one = answers.gather(1, chosen.unsqueeze(-1).expand(-1, 1, 24)).squeeze(1)
@@ -185,12 +187,12 @@ def _marked(step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def _epochs_of_images(step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Thirty batches again and again."""
+    """Two hundred batches again and again."""
     del generator
-    own = torch.Generator().manual_seed(step % 30)
+    own = torch.Generator().manual_seed(step % 200)
     y = torch.randint(5, (20,), generator=own)
     waves = torch.sin(torch.arange(64).view(1, 64) * (0.15 + 0.2 * y.view(-1, 1)))
-    x = waves + 0.8 * torch.randn(20, 64, generator=own)
+    x = waves + 2.0 * torch.randn(20, 64, generator=own)
     return x.view(-1, 1, 8, 8), y
 
 
@@ -238,7 +240,7 @@ HELD_OUT: dict[str, Job] = {
         criterion=nn.functional.mse_loss, clip=gradwatch.clip.norm(1.0),
     ),
     "grouped_lion": Job(
-        Grouped, _epochs_of_images, lambda p: Lion(p, lr=1e-3), _decay,
+        Grouped, _epochs_of_images, lambda p: Lion(p, lr=5e-4), _decay,
         Place("c2.weight", "c3.bias", -20.0, "c3.weight", "c1.weight"),
     ),
     "experts_adam": Job(

@@ -79,10 +79,12 @@ def _aftermath(norm: Array, loss: Array, start: int, end: int) -> int:
     before, steps = slice(max(0, start - BEFORE), start), len(norm)
     if not start:
         return steps
-    limits = [(norm, 1.5 * _median(norm[before])), (loss, _beyond(loss[before]))]
+    usual, most = _median(norm[before]), _beyond(loss[before])
     for step in range(end, steps):
         recent = slice(step, min(steps, step + SHORT))
-        if all(_median(column[recent]) <= limit for column, limit in limits):
+        level = _median(norm[recent])
+        # A gradient that has gone for good has not recovered either.
+        if usual / 5 <= level <= 1.5 * usual and _median(loss[recent]) <= most:
             return step
     return steps
 

@@ -4,8 +4,8 @@
     python -m benchmarks.record_traces DIRECTORY --steps 200000 --runs h0 --histogram-every 0
 
 Writes ``<job>.<run>.npz`` and ``.json`` as ``benchmarks.detectors`` reads them, and goes on where it was
-stopped. The sets: ``basic`` (five jobs), ``seen`` (five more), ``heldout`` (eight that no detector was
-developed on). A run is healthy (``h0``, ``h1``) or has one to four faults; :data:`PLANS` lists them.
+stopped. The sets: ``basic`` (six jobs), ``seen`` (six more), ``heldout`` (eight that no detector was
+developed on) and ``final`` (four, recorded once at the end). A run is healthy (``h0``, ``h1``) or has one to four faults; :data:`PLANS` lists them.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from benchmarks.client_trace import Recorded, read_spools
 from benchmarks.fault_kinds import CLASSES, LENGTHS, Injection
+from benchmarks.final_jobs import FINAL
 from benchmarks.heldout_jobs import HELD_OUT
 from benchmarks.jobs_seen import SEEN
 from benchmarks.labels import label
@@ -33,7 +34,12 @@ from torch import Tensor, nn
 
 import gradwatch
 
-SETS: Final[Mapping[str, Mapping[str, Job]]] = {"basic": JOBS, "seen": SEEN, "heldout": HELD_OUT}
+SETS: Final[Mapping[str, Mapping[str, Job]]] = {
+    "basic": JOBS,
+    "seen": SEEN,
+    "heldout": HELD_OUT,
+    "final": FINAL,
+}
 
 # Run to its faults, each with the share of the run after which it begins.
 PLANS: Final[Mapping[str, Sequence[tuple[str, float]]]] = {

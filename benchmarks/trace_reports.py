@@ -14,7 +14,12 @@ from gradwatch_wire import Column, Histograms, Manifest, Report, TensorInfo
 
 __all__ = ["manifest_of", "reports"]
 
-DTYPES: Final = {"zero_count": "<u4", "nonfinite_count": "<u4", "nan_count": "<u4", "present": "<u1"}
+DTYPES: Final = {
+    "zero_count": "<u4",
+    "nonfinite_count": "<u4",
+    "nan_count": "<u4",
+    "present": "<u1",
+}
 SPARSE: Final = ("cosine_previous", "weight_norm")
 LOWEST_EXPONENT: Final = -48
 Array = NDArray[Any]
@@ -35,6 +40,8 @@ def manifest_of(trace: Trace, **fields: Any) -> Manifest:
             for name, shape, dtype in zip(trace.tensors, shapes, dtypes, strict=True)
         ),
         optimizer_class=about.get("optimizer"),
+        rank=about.get("rank", 0),
+        world_size=about.get("world_size", 1),
         **fields,
     )
 
@@ -64,7 +71,7 @@ def reports(
         yield (
             Report(
                 attempt=0,
-                rank=0,
+                rank=manifest.rank,
                 optimizer="default",
                 sequence=sequence,
                 manifest=manifest.hash,

@@ -14,7 +14,13 @@ from gradwatch_service.analysis.incidents import Incident, IncidentTracker
 from gradwatch_service.detectors.base import Finding, RunContext, UnknownStateVersion
 from gradwatch_service.detectors.diagnosis import find_facts
 from gradwatch_service.detectors.registry import DETECTORS
-from gradwatch_service.detectors.replicas import Replicas, ReplicaState, split_checks
+from gradwatch_service.detectors.replicas import (
+    Replicas,
+    ReplicaState,
+    note_nonfinite,
+    split_checks,
+    without_told,
+)
 from gradwatch_service.detectors.state_bytes import pack, unpack
 from gradwatch_service.recommenders.norm import NormRecommender, NormState
 from gradwatch_service.rows import StepRows
@@ -85,6 +91,7 @@ class OptimizerAnalysis:
         blocks = {rank: [block for block in rows[rank] if len(block)] for rank in sorted(rows)}
         lowest = min(blocks, default=0)
         recommender = state.recommender
+        replicas = note_nonfinite(state.replicas, blocks.get(lowest, []))
         for rank, parts in blocks.items():
             states = ranks.get(rank) or _fresh(replace(state.context, rank=rank))
             for block in parts:
@@ -92,12 +99,12 @@ class OptimizerAnalysis:
                     recommender, _ = _RECOMMENDER.advance(recommender, block)
                 for piece, check_only in split_checks(block, replica=rank != lowest):
                     if check_only:
-                        findings += find_facts(piece)
+                        findings += find_facts(without_told(replicas, piece))
                     else:
                         states, found = _advance_all(states, piece)
                         findings += found
             ranks[rank] = states
-        replicas, apart = _REPLICAS.advance(state.replicas, blocks)
+        replicas, apart = _REPLICAS.advance(replicas, blocks)
         steps = sorted({int(s) for parts in blocks.values() for b in parts for s in b.steps})
         tracker, changed = state.tracker.advance(
             steps, _on_one_rank([*findings, *apart], blocks), provisional=not certain

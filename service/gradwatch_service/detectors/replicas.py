@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
@@ -13,24 +13,29 @@ from numpy.typing import NDArray
 
 from gradwatch_service.detectors.base import Finding, UnknownStateVersion
 from gradwatch_service.detectors.state_bytes import pack, unpack
-from gradwatch_service.measures import scalar
+from gradwatch_service.measures import nonfinite_count, scalar
 from gradwatch_service.rows import StepRows
 
-__all__ = ["ReplicaState", "Replicas", "split_checks"]
+__all__ = ["ReplicaState", "Replicas", "note_nonfinite", "split_checks", "without_told"]
 
 TOLERANCE: Final = 1e-3  # relative; replicas agree to the last bits, shards are far apart
 CHECKSUM_TOLERANCE: Final = 1e-9
+NONFINITE_KEPT: Final = 256  # newest reports of the lowest rank with NaN or Inf
 CONFIRM_STEPS: Final = 8  # steps of agreement that show these ranks to be replicas of one another
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaState:
-    """Steps at which each rank agreed with the lowest one, up to what confirms it as a replica.
+    """What the comparison remembers.
 
-    One agreement of the parameters' checksum is worth as much: it cannot be chance.
+    Attributes:
+        agreed: Steps at which each rank agreed with the lowest one, up to what confirms it as a
+            replica. One agreement of the parameters' checksum is worth as much: it cannot be chance.
+        nonfinite: Newest reports of the lowest rank with NaN or Inf: step, and how many steps.
     """
 
     agreed: Mapping[int, int] = field(default_factory=dict)
+    nonfinite: tuple[tuple[int, int], ...] = ()
 
 
 class Replicas:
@@ -42,7 +47,7 @@ class Replicas:
     of the parameters (scalar ``weight_checksum``) every few steps.
     """
 
-    version = 1
+    version = 2
 
     def advance(
         self, state: ReplicaState, blocks: Mapping[int, Sequence[StepRows]]
@@ -64,12 +69,12 @@ class Replicas:
                     agreed[rank] = min(CONFIRM_STEPS, agreed.get(rank, 0) + verdict.worth)
                 elif agreed.get(rank, 0) >= CONFIRM_STEPS:
                     found.append(_finding(step, rank, report, expected))
-        return ReplicaState(agreed), found
+        return replace(state, agreed=agreed), found
 
     def dump(self, state: ReplicaState) -> bytes:
         """Write the state."""
         pairs = {str(rank): count for rank, count in sorted(state.agreed.items())}
-        return pack({"version": self.version, "agreed": pairs})
+        return pack({"version": self.version, "agreed": pairs, "nonfinite": state.nonfinite})
 
     def load(self, data: bytes) -> ReplicaState:
         """Read what :meth:`dump` wrote.
@@ -80,7 +85,10 @@ class Replicas:
         values: dict[str, Any] = unpack(data)
         if values.get("version") != self.version:
             raise UnknownStateVersion(f"replica state {values.get('version')!r}")
-        return ReplicaState({int(rank): count for rank, count in values["agreed"].items()})
+        return ReplicaState(
+            {int(rank): count for rank, count in values["agreed"].items()},
+            tuple((int(step), int(steps)) for step, steps in values["nonfinite"]),
+        )
 
 
 def split_checks(rows: StepRows, *, replica: bool) -> Iterator[tuple[StepRows, bool]]:
@@ -97,6 +105,34 @@ def split_checks(rows: StepRows, *, replica: bool) -> Iterator[tuple[StepRows, b
     borders = [0, *(np.flatnonzero(checks[1:] != checks[:-1]) + 1).tolist(), len(rows)]
     for start, stop in pairwise(borders):
         yield rows.cut(start, stop), bool(checks[start])
+
+
+def note_nonfinite(state: ReplicaState, blocks: Sequence[StepRows]) -> ReplicaState:
+    """Remember at which steps the lowest rank saw NaN or Inf."""
+    seen = []
+    for rows in blocks:
+        since = np.nan_to_num(scalar(rows, "nonfinite_steps_since"))
+        steps = np.maximum(since, nonfinite_count(rows) > 0)
+        seen += [(int(rows.steps[i]), int(steps[i])) for i in np.flatnonzero(steps > 0)]
+    return replace(state, nonfinite=(*state.nonfinite, *seen)[-NONFINITE_KEPT:]) if seen else state
+
+
+def without_told(state: ReplicaState, checks: StepRows) -> StepRows:
+    """Leave out of a replica's checks the non-finite steps that the lowest rank has told of.
+
+    A NaN that the reduction spreads is every rank's, and a replica counts it at its next check,
+    many steps later: only what it counted beyond that is its own.
+    """
+    since = np.nan_to_num(scalar(checks, "nonfinite_steps_since"))
+    if not (since > 0).any():
+        return checks
+    window = np.nan_to_num(scalar(checks, "steps_since"))
+    told = [
+        sum(steps for at, steps in state.nonfinite if step - span < at <= step)
+        for step, span in zip(checks.steps.tolist(), window.tolist(), strict=True)
+    ]
+    own = np.maximum(0.0, since - told)
+    return replace(checks, scalars={**checks.scalars, "nonfinite_steps_since": own})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
