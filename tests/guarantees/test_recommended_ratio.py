@@ -82,7 +82,7 @@ def clipped_tensors(steps: list[Step], ratio: float) -> np.ndarray:
     return np.array(found)
 
 
-@pytest.mark.parametrize(("preference", "intended"), [("balanced", 0.75), ("tight", 0.9)])
+@pytest.mark.parametrize(("preference", "intended"), [("guard", 0.0), ("tight", 0.9)])
 def test_the_recommended_ratio_clips_the_intended_share_of_steps_in_the_client(
     service: Served, measured: list[Step], preference: str, intended: float
 ) -> None:
@@ -139,4 +139,6 @@ def test_a_job_that_follows_the_ratio_clips_about_that_share(
     steps = train(service, "following", clip.recommended(clip.agc(start), interval=5), arrived)
 
     share = np.mean([step.clipped for step in steps[-64:]])
-    assert 0.5 <= share <= 0.95, share
+    # Nobody asked for tight: a calm job is left alone but for what stands out.
+    assert share <= 0.2, share
+    assert steps[-1].threshold < start

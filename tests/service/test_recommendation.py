@@ -167,14 +167,10 @@ def test_tensors_get_thresholds_of_their_own_with_the_promise_they_kept(service,
     assert set(given["thresholds"]) == {t["name"] for t in TENSORS}
     for column, one in enumerate(given["thresholds"].values()):
         window = posted[-64:, column]
-        assert one["threshold"] <= np.quantile(window, 0.25) * 1.0001
-        assert one["threshold"] > np.quantile(window, 0.25) / 2
+        assert np.quantile(window, 0.1) / 2 < one["threshold"] <= 2.5 * np.median(window) * 1.0001
         assert one["interval"][0] <= one["threshold"] <= one["interval"][1]
         assert one["realised_steps"] == 64
-        kept = abs(one["realised_share"] - 0.75) <= 0.15
-        assert one["status"] == ("validated" if kept else "estimated")
-    assert given["status"] == "validated"
-    assert given["intended_share"] == 0.75
+        assert one["status"] in {"estimated", "validated"}
     shares = [one["realised_share"] for one in given["thresholds"].values()]
     assert given["realised_share"] == pytest.approx(np.mean(shares))
     limits = np.array([one["threshold"] for one in given["thresholds"].values()])
@@ -186,11 +182,20 @@ def test_tensors_get_thresholds_of_their_own_with_the_promise_they_kept(service,
     assert tried["norm_removed_share"] == pytest.approx(1 - kept.sum() / norms.sum())
 
 
+def test_tensors_that_are_tightly_clipped_keep_their_promise(service, posted):
+    given = get(service, "runs/r/recommendation", policy="per_tensor", preference="tight")
+
+    for one in given["thresholds"].values():
+        kept = abs(one["realised_share"] - 0.9) <= 0.15
+        assert one["status"] == ("validated" if kept else "estimated")
+    assert given["intended_share"] == pytest.approx(0.9)
+
+
 def test_tensors_whose_norms_fall_for_good_break_the_promise_and_stay_estimated(service):
     falling = random_norms(260, 6, sigma=0.02) * np.exp(-0.01 * np.arange(260))[:, None]
     post_run(service, "falling", {"norm": falling})
 
-    given = get(service, "runs/falling/recommendation", policy="per_tensor")
+    given = get(service, "runs/falling/recommendation", policy="per_tensor", preference="tight")
 
     for one in given["thresholds"].values():
         assert one["realised_share"] < 0.6
@@ -217,7 +222,7 @@ def test_the_ratio_is_learned_from_gradients_and_weights(service):
     post_run(service, "agc", {"norm": norms, "weight_norm": weights})
     largest = (norms / 10.0).max(axis=1)
 
-    given = get(service, "runs/agc/recommendation", policy="agc")
+    given = get(service, "runs/agc/recommendation", policy="agc", preference="tight")
 
     assert given["ratio"] == given["threshold"]
     assert np.quantile(largest[-64:], 0.05) < given["ratio"] < np.quantile(largest[-64:], 0.3)

@@ -17,10 +17,12 @@ from gradwatch_service.recommenders.norm import (
     FLOOD_WINDOW,
     HOLD_STEPS,
     MIN_NORMS,
-    QUANTILES,
+    PREFERENCES,
+    TIGHT,
     WINDOW,
     NormState,
     alarm_level,
+    usual_level,
 )
 from gradwatch_service.recommenders.prior import PRIOR_NORMS, Prior, blended, disagrees
 from gradwatch_service.recommenders.window import order_intervals
@@ -36,7 +38,8 @@ SAME_SHARE = 0.9
 WORDS: dict[Preference, str] = {
     "tight": "lowest tenth of the last {n} norms, falling at once, rising at most 0.1 % per step",
     "balanced": (
-        "lower quartile of the last {n} norms, falling at once, rising at most 0.1 % per step"
+        "2.5 times the median of the last {n} norms{spikes}, falling at once, rising at most {rise} % "
+        "per step"
     ),
     "guard": (
         "spike level of the last {n} norms (median and spread of ln norm), falling at once, "
@@ -85,7 +88,7 @@ def answer_norm(
     preference = asked.preference
     threshold = state.threshold(preference)
     logs = np.log(state.norms[-WINDOW:])
-    interval = _interval(logs, preference, threshold) if threshold is not None else None
+    interval = _interval(state, logs, preference, threshold) if threshold is not None else None
     status, reasons = _ladder(state, logs, preference, interval, threshold)
     usable = reasons == ["too_few_steps"] and len(logs) < PRIOR_NORMS
     drawn = prior if prior is not None and usable and not disagrees(state, prior) else None
@@ -97,7 +100,7 @@ def answer_norm(
     if status == "none":
         threshold, interval = None, None
     tried = None if threshold is None else backtest_norm(state.norms, threshold)
-    realised = state.exceeded[_column(preference)]
+    realised = state.exceeded[PREFERENCES[preference]]
     return {
         "run": context.run if context else None,
         "policy": "norm",
@@ -106,13 +109,13 @@ def answer_norm(
         "status": status,
         "effective_threshold": asked.effective(threshold),
         "spike_threshold": _spike(logs) if threshold is not None and len(logs) else None,
-        "reason": _words(status, reasons, preference, len(logs)) + _drawn(drawn),
+        "reason": _words(status, reasons, preference, state, len(logs)) + _drawn(drawn),
         "reasons": reasons or ["ok"],
         "steps_used": len(logs),
         "version": version(context, state.accepted),
         "valid_from_step": None if state.last_step is None else state.last_step + 1,
         "preference": preference,
-        "intended_share": _intended(preference),
+        "intended_share": _intended(state, logs, preference),
         "realised_share": float(realised.mean()) if len(realised) else None,
         "realised_steps": len(realised),
         "prior": None if prior is None else _told(prior, used=drawn is not None),
@@ -133,27 +136,34 @@ def _told(prior: Prior, *, used: bool) -> dict[str, Any]:
     return {"runs": list(prior.runs), "threshold": math.exp(prior.level), "used": used}
 
 
-def _column(preference: Preference) -> int:
-    return ("tight", "balanced", "guard").index(preference)
+def _aim(state: NormState, logs: NDArray[np.float64], preference: Preference) -> float:
+    """Where the rule aims now, as ln norm, whatever the law of slow rise allows."""
+    if preference == "tight":
+        return float(np.quantile(logs, TIGHT))
+    if preference == "guard":
+        return math.log(_spike(logs))
+    medians, tight = np.quantile(logs, [[0.5], [TIGHT]])
+    return float(usual_level(medians, tight, state.restraint.down)[0])
 
 
-def _intended(preference: Preference) -> float:
-    column = _column(preference)
-    return 1 - QUANTILES[column] if column < len(QUANTILES) else 0.0
+def _intended(state: NormState, logs: NDArray[np.float64], preference: Preference) -> float:
+    """Share of steps that the rule means to clip: fixed for two, and by the evidence for the third."""
+    if preference == "balanced":
+        return float(np.mean(logs > _aim(state, logs, preference))) if len(logs) else 0.0
+    return 1 - TIGHT if preference == "tight" else 0.0
 
 
 def _interval(
-    logs: NDArray[np.float64], preference: Preference, threshold: float
+    state: NormState, logs: NDArray[np.float64], preference: Preference, threshold: float
 ) -> tuple[float, float]:
     """Bounds of where the rule's level lies, always around the threshold itself.
 
     The law "rise slowly" may hold the threshold below the level; then the interval says so by
     reaching from one to the other.
     """
-    column = _column(preference)
-    guarded = column >= len(QUANTILES)
-    lower, upper = order_intervals(logs[None, :], 0.5 if guarded else QUANTILES[column])
-    lift = math.log(_spike(logs)) - float(np.median(logs)) if guarded else 0.0
+    share = TIGHT if preference == "tight" else 0.5
+    lower, upper = order_intervals(logs[None, :], share)
+    lift = _aim(state, logs, preference) - float(np.quantile(logs, share))
     low, high = (math.exp(min(float(x[0]) + lift, 700.0)) for x in (lower, upper))
     return min(low, threshold), max(high, threshold)
 
@@ -183,8 +193,8 @@ def _ladder(
     narrow = interval[1] <= WIDE * threshold and interval[0] >= threshold / WIDE
     if len(logs) < ENOUGH or not narrow:
         return "provisional", ["too_few_steps"]
-    realised = state.exceeded[_column(preference)]
-    kept = abs(float(realised.mean()) - _intended(preference)) <= TOLERANCE
+    realised = state.exceeded[PREFERENCES[preference]]
+    kept = abs(float(realised.mean()) - _intended(state, logs, preference)) <= TOLERANCE
     return ("validated" if len(realised) == WINDOW and kept else "estimated"), []
 
 
@@ -203,7 +213,9 @@ def _overlay(
     return status, reasons
 
 
-def _words(status: Status, reasons: list[str], preference: Preference, n: int) -> str:
+def _words(
+    status: Status, reasons: list[str], preference: Preference, state: NormState, n: int
+) -> str:
     told = [CODES[code] for code in reasons]
     if status == "none":
         return "no threshold: " + "; ".join(told)
@@ -211,7 +223,10 @@ def _words(status: Status, reasons: list[str], preference: Preference, n: int) -
         told[reasons.index("too_few_steps")] = (
             "the interval is wider than a factor 1.5, so only provisional"
         )
-    return "; ".join([WORDS[preference].format(n=n), *told])
+    restraint = state.restraint
+    spikes = f", lowered to {restraint.share:.0%} of that by spikes" if restraint.lowered else ""
+    rule = WORDS[preference].format(n=n, spikes=spikes, rise=1 if restraint.calm else 0.1)
+    return "; ".join([rule, *told])
 
 
 def _evidence(tried: dict[str, Any]) -> dict[str, Any]:

@@ -1,16 +1,15 @@
-"""The threshold rule for the global norm: a low quantile that falls at once and rises slowly.
+"""The threshold rule for the global norm: a level of the recent norms, lowered by spikes.
 
 A limit of the form centre + k spread follows an explosion upward and so protects nothing; a limit
-at or below the middle of the recent norms, falling at once and rising slowly, does not. See
-docs/recommendation.md for the figures.
+that falls at once and rises slowly does not. See docs/recommendation.md for the figures.
 """
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +18,20 @@ from numpy.typing import NDArray
 
 from gradwatch_service.detectors.base import Finding, RunContext, UnknownStateVersion
 from gradwatch_service.measures import global_norm, nonfinite_count, scalar
+from gradwatch_service.recommenders.restraint import SPIKE, Restraint, restrained, spikes
 from gradwatch_service.recommenders.window import log_spread, quantile, sorted_windows
 from gradwatch_service.rows import StepRows
 
-__all__ = ["PREFERENCES", "WINDOW", "NormRecommender", "NormState", "advance_norms"]
+__all__ = [
+    "PREFERENCES",
+    "WINDOW",
+    "NormRecommender",
+    "NormState",
+    "advance_norms",
+    "in_force",
+    "initial_state",
+    "usual_level",
+]
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -35,10 +44,11 @@ HOLD_STEPS = 20  # after a change of the learning rate the threshold may only fa
 RATE_LOOKBACK = 5  # steps within which a change of the learning rate counts as one change
 MIN_NORMS = 3
 
-# One column per preference. `guard` is not a quantile but the alarm level, which rises faster.
+# One column per preference. `tight` is a quantile, `guard` the alarm level, which rises faster, and
+# `balanced` a multiple of the median that spikes lower: see restraint.py.
 PREFERENCES = {"tight": 0, "balanced": 1, "guard": 2}
-QUANTILES = (0.10, 0.25)
-RISE = np.log([1.001, 1.001, 1.01])
+TIGHT = 0.10
+RISE = np.log([1.001, 1.001, 1.01])  # per tick of the column's clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +58,8 @@ class NormState:
     Attributes:
         seen: Steps seen, non-finite ones included.
         accepted: Norms that entered the window, ever.
-        clock: Accepted norms after which the threshold was allowed to rise.
+        clocks: [3] per preference, ticks by which the threshold was allowed to rise.
+        restraint: What spikes have done to ``balanced``.
         last_step: Newest step seen, or None.
         last_accepted_step: Newest step whose norm entered the window, or None.
         last_change: Index (as ``seen``) of the newest change of the learning rate.
@@ -63,7 +74,8 @@ class NormState:
 
     seen: int
     accepted: int
-    clock: int
+    clocks: Steps
+    restraint: Restraint
     last_step: int | None
     last_accepted_step: int | None
     last_change: int
@@ -77,7 +89,7 @@ class NormState:
     def threshold(self, preference: str) -> float | None:
         """The threshold now in force, or None before the third accepted norm."""
         column = PREFERENCES[preference]
-        level = float(self.floors[column] + RISE[column] * self.clock)
+        level = float(self.floors[column] + RISE[column] * self.clocks[column])
         return math.exp(min(level, 700.0)) if math.isfinite(level) else None
 
 
@@ -86,7 +98,8 @@ def initial_state() -> NormState:
     return NormState(
         seen=0,
         accepted=0,
-        clock=0,
+        clocks=np.zeros(3, np.int64),
+        restraint=Restraint(),
         last_step=None,
         last_accepted_step=None,
         last_change=-HOLD_STEPS - 1,
@@ -122,20 +135,21 @@ def advance_norms(
     changes = _newest_change(state, index, rates)
     values = norms[accepted]
     held = (index - changes < HOLD_STEPS)[accepted]
-    floors, clock, exceeded = _follow(state, np.log(values), held)
+    after = _follow(state, np.log(values), held)
     taken = steps[accepted]
     return NormState(
         seen=state.seen + len(steps),
         accepted=state.accepted + len(values),
-        clock=clock,
+        clocks=after.clocks,
+        restraint=after.restraint,
         last_step=int(steps[-1]),
         last_accepted_step=int(taken[-1]) if len(taken) else state.last_accepted_step,
         last_change=int(changes[-1]),
         norms=np.concatenate([state.norms, values])[-HISTORY:],
         finite=np.concatenate([state.finite, finite])[-FLOOD_WINDOW:],
         rates=np.concatenate([state.rates, rates])[-RATE_LOOKBACK:],
-        floors=floors,
-        exceeded=exceeded,
+        floors=after.floors,
+        exceeded=after.exceeded,
         zeros=state.zeros + int(np.count_nonzero(finite & (norms == 0))),
     )
 
@@ -155,41 +169,87 @@ def _newest_change(state: NormState, index: Steps, rates: Floats) -> Steps:
     return np.maximum.accumulate(newest)
 
 
-def _follow(state: NormState, logs: Floats, held: Flags) -> tuple[Floats, int, Flags]:
+@dataclass(frozen=True, slots=True)
+class _Followed:
+    """The parts of the state that the norms move, and the ln thresholds in force before each."""
+
+    floors: Floats
+    clocks: Steps
+    restraint: Restraint
+    exceeded: Flags
+    levels: Floats
+
+
+def _follow(state: NormState, logs: Floats, held: Flags) -> _Followed:
     """Apply "fall at once, rise slowly" to the targets of the new norms.
 
     c_i = min over j <= i of (target_j + rise (clock_i - clock_j)) is that law in closed form. The
-    clock counts from the run's start, so that the floating-point result has no seams.
+    clocks count from the run's start, so that the floating-point result has no seams.
     """
     if not len(logs):
-        return state.floors, state.clock, state.exceeded
-    targets = _targets(np.log(state.norms[-(WINDOW - 1) :]), logs)
-    clocks = state.clock + np.cumsum(~held)
+        nothing = np.empty((3, 0))
+        return _Followed(state.floors, state.clocks, state.restraint, state.exceeded, nothing)
+    past = np.log(state.norms[-WINDOW:])
+    # One window more than new norms, where there is a past: a spike is one beside earlier norms.
+    ordered, counts = sorted_windows(past[:-1], np.concatenate([past[-1:], logs]), WINDOW)
+    medians = quantile(ordered, counts, 0.5)
+    lowered, ticks, restraint = restrained(state.restraint, spikes(past, logs, medians), held)
+    new = slice(-len(logs), None)
+    targets = _targets(ordered[new], counts[new], medians[new], lowered)
+    clocks = state.clocks[:, None] + np.cumsum(np.stack([~held, ticks, ~held]), axis=1)
     rises = RISE[:, None] * clocks
     floors = np.minimum.accumulate(np.minimum(targets - rises, state.floors[:, None]), axis=1)
-    before = np.concatenate([[state.clock], clocks[:-1]])
-    in_force = np.concatenate([state.floors[:, None], floors[:, :-1]], axis=1)
-    in_force = in_force + RISE[:, None] * before
-    predicted = np.isfinite(in_force[0])
-    exceeded = (logs > in_force)[:, predicted]
-    return (
-        floors[:, -1],
-        int(clocks[-1]),
-        np.concatenate([state.exceeded, exceeded], axis=1)[:, -WINDOW:],
+    before = np.concatenate([state.clocks[:, None], clocks[:, :-1]], axis=1)
+    levels = np.concatenate([state.floors[:, None], floors[:, :-1]], axis=1)
+    levels = levels + RISE[:, None] * before
+    exceeded = (logs > levels)[:, np.isfinite(levels[0])]
+    return _Followed(
+        floors=floors[:, -1],
+        clocks=clocks[:, -1],
+        restraint=restraint,
+        exceeded=np.concatenate([state.exceeded, exceeded], axis=1)[:, -WINDOW:],
+        levels=levels,
     )
 
 
-def _targets(past: Floats, logs: Floats) -> Floats:
+def in_force(norms: Floats, finite: Flags, rates: Floats) -> Floats:
+    """[3, n] the threshold in force before each step of a run, per preference; NaN before the first.
+
+    Args:
+        norms: [n] global norms from the run's first step on.
+        finite: [n] whether every gradient element of the step was finite.
+        rates: [n] learning rates, NaN where not sent.
+    """
+    accepted = finite & np.isfinite(norms) & (norms > 0)
+    state, index = initial_state(), np.arange(len(norms))
+    held = (index - _newest_change(state, index, rates) < HOLD_STEPS)[accepted]
+    followed = _follow(state, np.log(norms[accepted]), held)
+    after = followed.floors[:, None] + (RISE * followed.clocks)[:, None]
+    # A step that was not accepted moves nothing: it meets what the next accepted one meets.
+    levels = np.concatenate([followed.levels, after], axis=1)[:, np.cumsum(accepted) - accepted]
+    return np.where(np.isfinite(levels), np.exp(np.minimum(levels, 700.0)), np.nan)
+
+
+def _targets(ordered: Floats, counts: Steps, medians: Floats, lowered: Floats) -> Floats:
     """[3, n] where the threshold of each preference would stand without the law, as ln norm.
 
     A spike cannot lift a quantile below the median, so the quantiles need no winsorising.
     """
-    ordered, counts = sorted_windows(past, logs, WINDOW)
-    rows = [quantile(ordered, counts, q) for q in QUANTILES]
-    rows.append(alarm_level(ordered, counts))
-    targets = np.stack(rows)
+    tight = quantile(ordered, counts, TIGHT)
+    targets = np.stack([tight, usual_level(medians, tight, lowered), alarm_level(ordered, counts)])
     targets[:, counts < MIN_NORMS] = np.inf
     return targets
+
+
+def usual_level(medians: Floats, tight: Floats, lowered: Floats | float) -> Floats:
+    """[n] ln of where ``balanced`` aims: 2.5 medians, as much lower as spikes say, never below ``tight``.
+
+    Args:
+        medians: [n] medians of ln norm.
+        tight: [n] lowest tenths of ln norm.
+        lowered: [n] ln by which spikes have lowered the limit.
+    """
+    return np.maximum(tight, medians + SPIKE - lowered)
 
 
 def alarm_level(ordered: Floats, counts: Steps) -> Floats:
@@ -205,7 +265,7 @@ def alarm_level(ordered: Floats, counts: Steps) -> Floats:
 class NormRecommender:
     """The rule as an :class:`~gradwatch_service.detectors.base.Analysis` over reported steps."""
 
-    version = 1
+    version = 2
 
     def start(self, context: RunContext) -> NormState:  # noqa: ARG002 - the rule starts alike for all
         """State before the first step."""
@@ -227,6 +287,8 @@ class NormRecommender:
         fields: dict[str, Any] = {"version": self.version}
         for name in NormState.__slots__:
             value = getattr(state, name)
+            if isinstance(value, Restraint):
+                value = dataclasses.astuple(value)
             fields[name] = _pack(value) if isinstance(value, np.ndarray) else value
         return json.dumps(fields).encode()
 
@@ -243,8 +305,8 @@ class NormRecommender:
         return _restored({k: _unpack(v) if isinstance(v, dict) else v for k, v in fields.items()})
 
 
-def _restored(fields: Mapping[str, Any]) -> NormState:
-    return NormState(**fields)
+def _restored(fields: dict[str, Any]) -> NormState:
+    return NormState(**fields | {"restraint": Restraint(*fields["restraint"])})
 
 
 def _pack(array: NDArray[Any]) -> dict[str, Any]:

@@ -16,11 +16,13 @@ from gradwatch_service.recommenders.base import STATUSES, Asked, Status
 from gradwatch_service.recommenders.norm import (
     MIN_NORMS,
     PREFERENCES,
-    QUANTILES,
     RISE,
+    TIGHT,
     WINDOW,
     alarm_level,
+    usual_level,
 )
+from gradwatch_service.recommenders.restraint import DROP, MOST, SPIKE, TICK
 from gradwatch_service.recommenders.window import order_intervals, quantile
 
 __all__ = ["TENSOR_STEPS", "answer_tensors"]
@@ -54,6 +56,7 @@ def answer_tensors(
     levels = _levels(logs[known], asked)
     lows, highs = _intervals(window[known], levels[0], asked)
     above, judged = _promises(logs[known], levels)
+    meant = _intended(window[known], asked)
     rows = {int(t): i for i, t in enumerate(known)}
     for index, name in enumerate(names):
         row = rows.get(index)
@@ -63,12 +66,12 @@ def answer_tensors(
             continue
         threshold, low, high = (math.exp(x[row]) for x in (levels[0], lows, highs))
         one = _one(window[index], threshold, (low, high), asked)
-        found[name] = _judged(one, int(above[row]), int(judged[row]), asked)
+        found[name] = _judged(one, int(above[row]), int(judged[row]), float(meant[row]))
     tried = _tried(norms, [found[name]["threshold"] for name in names])
     given = _together(found, asked, steps=len(norms[-WINDOW:]), last_step=last_step)
     kept = above.sum(), judged.sum()
     return given | {
-        "intended_share": _intended(asked),
+        "intended_share": float(meant.mean()) if len(meant) else None,
         "realised_share": float(kept[0] / kept[1]) if kept[1] else None,
         "realised_steps": int(judged.max(initial=0)),
         "backtest": None if given["status"] == "none" else tried,
@@ -110,16 +113,21 @@ def _promises(logs: Floats, levels: Floats) -> tuple[NDArray[np.int64], NDArray[
     return above, judged
 
 
-def _intended(asked: Asked) -> float:
-    column = PREFERENCES[asked.preference]
-    return 1 - QUANTILES[column] if column < len(QUANTILES) else 0.0
+def _intended(window: Floats, asked: Asked) -> Floats:
+    """[k] share of its norms that the rule means to clip, for each tensor."""
+    if asked.preference != "balanced" or not len(window):
+        return np.full(len(window), 1 - TIGHT if asked.preference == "tight" else 0.0)
+    counts = (~np.isnan(window)).sum(axis=1)
+    above = window > _targets(window, counts, asked)[:, None]
+    found: Floats = above.sum(axis=1) / counts
+    return found
 
 
-def _judged(one: dict[str, Any], above: int, judged: int, asked: Asked) -> dict[str, Any]:
+def _judged(one: dict[str, Any], above: int, judged: int, intended: float) -> dict[str, Any]:
     """Whether the promise was kept on as many norms as a window holds."""
     share = above / judged if judged else None
     one |= {"realised_share": share, "realised_steps": judged}
-    kept = share is not None and abs(share - _intended(asked)) <= TOLERANCE
+    kept = share is not None and abs(share - intended) <= TOLERANCE
     if one["status"] == "estimated" and judged == WINDOW and kept:
         one["status"] = "validated"
     return one
@@ -138,24 +146,31 @@ def _tried(norms: Floats, thresholds: Sequence[float | None]) -> dict[str, Any] 
 
 
 def _targets(window: Floats, counts: NDArray[np.int64], asked: Asked) -> Floats:
+    """[k] where each tensor's threshold would stand, as ln norm.
+
+    For ``balanced`` the spikes of the window itself lower it: unlike the run's norm, a tensor's
+    is not followed from the first step on.
+    """
     ordered = np.sort(window, axis=1)
-    column = PREFERENCES[asked.preference]
-    if column < len(QUANTILES):
-        return quantile(ordered, counts, QUANTILES[column])
-    return alarm_level(np.where(np.isnan(ordered), np.inf, ordered), counts)
+    tight = quantile(ordered, counts, TIGHT)
+    if asked.preference == "tight":
+        return tight
+    if asked.preference == "guard":
+        return alarm_level(np.where(np.isnan(ordered), np.inf, ordered), counts)
+    medians = quantile(ordered, counts, 0.5)
+    struck = (window > medians[:, None] + SPIKE).sum(axis=1)
+    return usual_level(medians, tight, TICK * np.minimum(MOST, DROP * struck))
 
 
 def _intervals(window: Floats, levels: Floats, asked: Asked) -> tuple[Floats, Floats]:
     if not len(window):
         return levels, levels
-    column = PREFERENCES[asked.preference]
-    guarded = column >= len(QUANTILES)
-    low, high = order_intervals(window, 0.5 if guarded else QUANTILES[column])
-    if guarded:
-        counts = (~np.isnan(window)).sum(axis=1)
-        lift = _targets(window, counts, asked) - quantile(np.sort(window, axis=1), counts, 0.5)
-        low, high = low + lift, high + lift
-    return np.minimum(low, levels), np.maximum(high, levels)
+    share = TIGHT if asked.preference == "tight" else 0.5
+    low, high = order_intervals(window, share)
+    counts = (~np.isnan(window)).sum(axis=1)
+    level = quantile(np.sort(window, axis=1), counts, share)
+    lift = _targets(window, counts, asked) - level
+    return np.minimum(low + lift, levels), np.maximum(high + lift, levels)
 
 
 def _one(
