@@ -68,6 +68,20 @@ class StepRows:
         """Return the number of steps."""
         return len(self.steps)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays; where they are views, of what they show."""
+        columns = (self.steps, self.time, *self.scalars.values(), *self.tensors.values())
+        counts = (part.counts for part in self.histograms)
+        return sum(values.nbytes for values in (*columns, *counts))
+
+    def bare(self) -> StepRows:
+        """The steps alone, without a number, holding on to no other array."""
+        empty = np.full(len(self), np.nan)
+        return replace(
+            self, steps=self.steps.copy(), time=empty, scalars={}, tensors={}, histograms=()
+        )
+
     def cut(self, start: int, stop: int) -> StepRows:
         """Rows ``start`` to ``stop`` (half-open row indices) as views, with their histograms."""
         steps = self.steps[start:stop]

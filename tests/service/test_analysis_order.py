@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from hypothesis import Phase, given, settings
@@ -18,6 +20,7 @@ from tests.service.analysed import (
 )
 
 from gradwatch_service.analysis.gaps import GapWatch
+from gradwatch_service.analysis.run_analysis import RunAnalysis
 from gradwatch_service.rows import StepRows
 from gradwatch_service.store.base import Gap, Stream
 
@@ -33,6 +36,11 @@ def _in_order(*streams: StepRows) -> list[dict[str, object]]:
     return told(analysis)
 
 
+def _note(analysis: RunAnalysis, unheard: list[StepRows]) -> None:
+    while unheard:
+        analysis.note(unheard.pop(0))
+
+
 @dataclass(frozen=True)
 class History:
     """How the deliveries of one run came in: numbers only, so that a failure prints short."""
@@ -42,6 +50,7 @@ class History:
     order: list[int]  # deliveries by number, repeats included
     waits: list[int]  # seconds before each
     crashes: list[int]  # deliveries after which the process is gone
+    told: list[str]  # how the analysis hears of each: with its numbers, without, or a tick later
 
 
 @st.composite
@@ -52,7 +61,9 @@ def _histories(draw: st.DrawFn) -> History:
     order = [*draw(st.permutations(parts)), *repeats]
     waits = draw(st.lists(st.sampled_from([0, 1, 40]), min_size=len(order), max_size=len(order)))
     crashes = draw(st.lists(st.sampled_from(range(len(order))), max_size=2))
-    return History(draw(st.integers(0, 3)), [0, *cuts, STEPS], order, waits, crashes)
+    ways = st.sampled_from(["whole", "whole", "bare", "later"])
+    told = draw(st.lists(ways, min_size=len(order), max_size=len(order)))
+    return History(draw(st.integers(0, 3)), [0, *cuts, STEPS], order, waits, crashes, told)
 
 
 # Shrinking replays the whole history hundreds of times; the numbers printed are short as they are.
@@ -65,18 +76,49 @@ def test_any_batching_order_repeat_and_crash_ends_in_the_incidents_of_an_ordered
     store = MemoryStore()
     analysis = analysis_of(store)
     now = 0.0
+    unheard: list[StepRows] = []
     for at, sequence in enumerate(history.order):
         part = rows.cut(*history.borders[sequence : sequence + 2])
         store.deliver(sequence, part)
-        analysis.note(part)
+        unheard.append(part.bare() if history.told[at] == "bare" else part)
+        if history.told[at] != "later":
+            _note(analysis, unheard)
         now += history.waits[at]
         analysis.tick(now)
         analysis.save()
         if at in history.crashes:
-            analysis = analysis_of(store)
+            analysis, unheard = analysis_of(store), []
+    _note(analysis, unheard)
     settle(analysis, now)
     assert told(analysis) == _in_order(rows)
     assert analysis.complete
+
+
+def test_commits_in_order_are_taken_in_without_reading_them_back() -> None:
+    rows = troubled_rows(STEPS)
+    store = CountingStore()
+    analysis = analysis_of(store)
+    for sequence in range(10):
+        part = rows.cut(20 * sequence, 20 * sequence + 20)
+        store.deliver(sequence, part)
+        analysis.note(part)
+        analysis.tick(float(sequence))
+        if sequence == 0:
+            # The first look reads, since it cannot know what was there before.
+            at_first = store.reads
+    assert store.reads == at_first
+    assert told(analysis) == _in_order(rows)
+
+
+@dataclass
+class CountingStore(MemoryStore):
+    """Counts how often steps are read."""
+
+    reads: int = 0
+
+    def read(self, *args: Any, **options: Any) -> Iterator[StepRows]:
+        self.reads += 1
+        return super().read(*args, **options)
 
 
 def test_the_troubled_rows_hold_what_the_property_is_about() -> None:

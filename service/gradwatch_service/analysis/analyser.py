@@ -23,6 +23,7 @@ _log = logging.getLogger(__name__)
 
 RUNS_IN_MEMORY: Final = 1024
 RETRY_SECONDS: Final = 30.0  # after an error of our own: try again, but do not spin
+MAIL_BYTES: Final = 64 * 2**20  # of commits that wait for their tick
 TICK_SECONDS: Final = 0.1  # commits that come closer together are taken in at once
 
 
@@ -68,6 +69,7 @@ class _Mail:
     """What commits said of a run since its last tick."""
 
     rows: list[StepRows]
+    nbytes: int = 0
     generation: int = 0
 
 
@@ -91,6 +93,7 @@ class Analyser:
         self._clock = clock
         self._changed = threading.Condition()
         self._mail: dict[str, _Mail] = {}
+        self._mail_bytes = 0
         self._due: dict[str, float] = {}
         self._noted: dict[str, int] = {}  # run to generation of its newest commit
         self._done: dict[str, int] = {}  # run to generation fully taken in
@@ -171,9 +174,19 @@ class Analyser:
                 generation = self._noted.get(commit.run, 0) + 1
                 self._noted[commit.run] = mail.generation = generation
                 if commit.rows is not None and len(commit.rows):
-                    mail.rows.append(commit.rows)
                     self._heard[commit.run] = now
+                    if not commit.partial:  # a shard's part is no step yet
+                        self._post(mail, commit.rows)
             self._changed.notify_all()
+
+    def _post(self, mail: _Mail, rows: StepRows) -> None:
+        nbytes = rows.nbytes
+        if self._mail_bytes + nbytes > MAIL_BYTES:
+            mail.rows.append(rows.bare())  # its numbers are read from the store, in their turn
+            return
+        mail.rows.append(rows)
+        mail.nbytes += nbytes
+        self._mail_bytes += nbytes
 
     def _work(self) -> None:
         self._take_up()
@@ -184,8 +197,12 @@ class Analyser:
                 if self._stopping:
                     return
                 mail = {run: self._mail.pop(run, None) for run in ready}
-            for run, letter in mail.items():
+            for run in ready:
+                letter = mail.pop(run)
                 self._serve(run, letter)
+                with self._changed:
+                    self._mail_bytes -= 0 if letter is None else letter.nbytes
+                del letter
             with self._changed:
                 if not self._stopping:
                     self._changed.wait(TICK_SECONDS if not self._mail else TICK_SECONDS / 2)
@@ -226,14 +243,9 @@ class Analyser:
 
     def _forget(self, run: str) -> None:
         with self._changed:
-            for known in (
-                self._due,
-                self._newest,
-                self._heard,
-                self._noted,
-                self._done,
-                self._mail,
-            ):
+            letter = self._mail.pop(run, None)
+            self._mail_bytes -= 0 if letter is None else letter.nbytes
+            for known in (self._due, self._newest, self._heard, self._noted, self._done):
                 known.pop(run, None)
         self._runs.pop(run, None)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from gradwatch_service.analysis.fresh import Fresh
 from gradwatch_service.analysis.gaps import GapWatch, Reach
 from gradwatch_service.analysis.incident_log import IncidentLog
 from gradwatch_service.analysis.incidents import Incident
@@ -68,6 +70,7 @@ class OptimizerProgress:
         self._watch = GapWatch(gap_seconds)
         self._snapshot_steps = snapshot_steps
         self._taken: dict[int, set[int]] = {}  # rank to the newest steps taken in
+        self._fresh: defaultdict[int, Fresh] = defaultdict(Fresh)  # by rank
         self._late: int | None = None  # lowest step that arrived below the position
         self._context = context
         self._certain_end = -1  # newest step below which nothing was missing at the last look
@@ -80,13 +83,18 @@ class OptimizerProgress:
         self._replay = self._replay_until(until) if until > self.state.position else None
 
     def note(self, rows: StepRows) -> None:
-        """Take notice of rows that were committed: those below the position force a replay."""
+        """Take notice of rows that were committed: those below the position force a replay.
+
+        Rows without their numbers are read from the store when their turn comes.
+        """
         # A commit may be read before it is told of, so its steps may have been taken in already.
         taken = self._taken.get(rows.rank, set())
         position = self.state.position
         late = [step for step in rows.steps.tolist() if step <= position and step not in taken]
         if late:
             self._late = late[0] if self._late is None else min(late[0], self._late)
+        if rows.tensors or rows.scalars:
+            self._fresh[rows.rank].add(rows, position)
 
     def tick(
         self,
@@ -117,6 +125,8 @@ class OptimizerProgress:
                 break
             rows, end = self._read(streams, reach.end)
             changed += self._take_in(rows, end, reach)
+        for stream in streams:
+            self._fresh[stream.rank].settle(stream, self.state.position)
         more = self.state.position < reach.end
         self.complete = reach.complete and not more
         self._watch.look_at_shards(shards, gaps, self._context.optimizer, now)
@@ -184,6 +194,7 @@ class OptimizerProgress:
         # Those at later positions have not seen the late steps.
         self._drop_snapshots(above=self.state.position)
         self._saved_steps, self._late = self.state.steps, None
+        self._fresh.clear()
         self._replay = self._replay_until(until)
         if interrupted is not None:
             self._replay.take_over(interrupted)
@@ -240,6 +251,12 @@ class OptimizerProgress:
         return rows, end
 
     def _read_rank(self, stream: Stream, end: int, limit: int | None) -> list[StepRows]:
+        columns = columns_read()
+        histograms = any(tensor.dtype in NARROW for tensor in stream.manifest.tensors)
+        fresh = self._fresh[stream.rank]
+        if fresh.is_all(stream, self.state.position):
+            return fresh.take(end, limit, columns, histograms=histograms)
+        fresh.forget()
         blocks = self._store.read(
             self._context.run,
             attempt=stream.attempt,
@@ -248,7 +265,7 @@ class OptimizerProgress:
             start=self.state.position + 1,
             end=end,
             limit=limit,
-            columns=columns_read(),
-            histograms=any(tensor.dtype in NARROW for tensor in stream.manifest.tensors),
+            columns=columns,
+            histograms=histograms,
         )
         return [block for block in blocks if len(block)]

@@ -12,21 +12,22 @@ from __future__ import annotations
 import math
 import struct
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-__all__ = ["FAST_LEVEL", "LEVEL", "pack", "unpack"]
+__all__ = ["FAST_LEVEL", "LEVEL", "is_constant", "pack", "pack_each", "unpack"]
 
 Array = NDArray[Any]
 VERSION = 1
 LEVEL = 3
-# For what is packed anew before long: a third less time, up to a fifth more bytes.
-FAST_LEVEL = -1
+FAST_LEVEL = -1  # half the time; for what is packed anew before long, and for what is noise
+WORTH = 1 / 32  # share of the bytes that a higher level must save
 RAW, ZSTD, CONSTANT, PROGRESSION = range(4)
+MODES = tuple(bytes([mode]) for mode in range(4))
 _local = threading.local()
 
 
@@ -36,28 +37,31 @@ def pack(columns: Mapping[str, Array], level: int = LEVEL) -> bytes:
     Raises:
         ValueError: More than 255 columns.
     """
-    if len(columns) > 255:
-        raise ValueError(f"{len(columns)} columns; allowed: at most 255")
+    _check_number(columns)
     head = [struct.pack("<BB", VERSION, len(columns))]
     body = []
     for name, values in columns.items():
         mode, data = _store(values, level)
-        title = name.encode()
-        dtype = f"{values.dtype.kind}{values.dtype.itemsize}".encode()
-        head.append(
-            struct.pack(
-                f"<H{len(title)}s2sBB{values.ndim}II",
-                len(title),
-                title,
-                dtype,
-                mode,
-                values.ndim,
-                *values.shape,
-                len(data),
-            )
-        )
+        head.append(_entry(name, values.dtype, values.shape)(mode, len(data)))
         body.append(data)
     return b"".join((*head, *body))
+
+
+def pack_each(columns: Mapping[str, Array]) -> list[bytes]:
+    """Pack ``{name: values[i]}`` for every i, in a third of the time of :func:`pack` for each.
+
+    Args:
+        columns: Arrays of equally many items along their first axis.
+
+    Raises:
+        ValueError: More than 255 columns.
+    """
+    _check_number(columns)
+    start = struct.pack("<BB", VERSION, len(columns))
+    made = [_store_each(name, values) for name, values in columns.items()]
+    heads = zip(*(heads for heads, _ in made), strict=True)
+    bodies = zip(*(bodies for _, bodies in made), strict=True)
+    return [b"".join((start, *head, *body)) for head, body in zip(heads, bodies, strict=True)]
 
 
 def unpack(blob: bytes, wanted: Callable[[str], bool] | None = None) -> dict[str, Array]:
@@ -91,13 +95,82 @@ def unpack(blob: bytes, wanted: Callable[[str], bool] | None = None) -> dict[str
     return columns
 
 
+def is_constant(values: Array) -> bool:
+    """Whether every item has the same bits; an empty array has not."""
+    flat = values.reshape(-1)
+    if not flat.size or flat[0].tobytes() != flat[-1].tobytes():
+        return False  # the ends differ in nearly every column that is not constant: that is quick
+    bits = np.ascontiguousarray(flat).view(f"u{flat.dtype.itemsize}")
+    return bool((bits == bits[0]).all())
+
+
+def _check_number(columns: Mapping[str, Array]) -> None:
+    if len(columns) > 255:
+        raise ValueError(f"{len(columns)} columns; allowed: at most 255")
+
+
+def _entry(name: str, dtype: np.dtype[Any], shape: Sequence[int]) -> Callable[[int, int], bytes]:
+    """What makes a column's entry in the head of its mode and stored length."""
+    title = name.encode()
+    first = struct.pack(
+        f"<H{len(title)}s2s", len(title), title, f"{dtype.kind}{dtype.itemsize}".encode()
+    )
+    last = struct.pack(f"<B{len(shape)}I", len(shape), *shape)
+
+    def entry(mode: int, length: int) -> bytes:
+        return b"".join((first, MODES[mode], last, length.to_bytes(4, "little")))
+
+    return entry
+
+
+def _store_each(name: str, values: Array) -> tuple[list[bytes], list[bytes]]:
+    """Entries and stored bytes of every item along the first axis, all shuffled at once."""
+    number, itemsize = len(values), values.dtype.itemsize
+    entry = _entry(name, values.dtype, values.shape[1:])
+    flat = np.ascontiguousarray(values).reshape(number, math.prod(values.shape[1:]))
+    if not flat.size:
+        return [entry(RAW, 0)] * number, [b""] * number
+    bits = flat.view(f"u{itemsize}")
+    constant = bits[:, 0] == bits[:, -1]
+    constant[constant] = (bits[constant] == bits[constant, :1]).all(axis=1)
+    if constant.all():
+        alike = flat[:, 0].tobytes()
+        cuts = range(0, len(alike), itemsize)
+        return [entry(CONSTANT, itemsize)] * number, [alike[i : i + itemsize] for i in cuts]
+    planes = flat.view(np.uint8).reshape(number, -1, itemsize)
+    shuffled = np.ascontiguousarray(planes.transpose(0, 2, 1)).reshape(number, -1)
+    compress, plain = _compressor(_level(shuffled)).compress, shuffled[0].nbytes
+    heads, bodies = [], []
+    for index, same in enumerate(constant.tolist()):
+        mode, data = ZSTD, b""
+        if same:
+            mode, data = CONSTANT, flat[index, :1].tobytes()
+        elif len(data := compress(shuffled[index])) >= plain:
+            mode, data = RAW, flat[index].tobytes()
+        heads.append(entry(mode, len(data)))
+        bodies.append(data)
+    return heads, bodies
+
+
+def _level(items: Array) -> int:
+    """The level that suits these bytes, by a trial on a few of the items.
+
+    Measured float32 numbers are noise below their exponents: there a higher level saves 1 %. Such as
+    were rounded before, from bfloat16 for example, are a fifth smaller at it.
+    """
+    some = items[:: max(8, len(items) // 4)]
+    fast, thorough = (
+        sum(len(_compressor(level).compress(item)) for item in some)
+        for level in (FAST_LEVEL, LEVEL)
+    )
+    return LEVEL if fast - thorough > some.nbytes * WORTH else FAST_LEVEL
+
+
 def _store(values: Array, level: int) -> tuple[int, bytes]:
     flat = np.ascontiguousarray(values).reshape(-1)
     if not flat.size:
         return RAW, b""
-    bits = flat.view(f"u{flat.dtype.itemsize}")
-    # Its ends differ in nearly every column that is not constant: then nothing more is compared.
-    if bits[0] == bits[-1] and (bits == bits[0]).all():
+    if is_constant(flat):
         return CONSTANT, flat[:1].tobytes()
     if flat.dtype.kind == "i" and flat.size > 2 and _rises_evenly(flat):
         return PROGRESSION, flat[:2].tobytes()

@@ -173,8 +173,8 @@ class Gap:
 class Commit:
     """What a transaction changed, told to listeners after it is durable.
 
-    ``attempt``, ``optimizer``, ``rank`` and ``rows`` are set for reports (``rows`` may hold no
-    step); ``counters`` are the run's counters as committed; ``record`` is the run as it is now,
+    ``attempt``, ``optimizer``, ``rank``, ``sequence`` and ``rows`` are set for reports (``rows`` may
+    hold no step); ``counters`` are the run's counters as committed; ``record`` is the run as it is now,
     set for registrations, edits and finishes.
     """
 
@@ -185,6 +185,7 @@ class Commit:
     attempt: int | None = None
     optimizer: str | None = None
     rank: int | None = None
+    sequence: int | None = None
     rows: StepRows | None = None
     received: float | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)

@@ -39,37 +39,31 @@ Floats = NDArray[np.float64]
 
 def run_rollup(rows: StepRows) -> bytes:
     """Pieces of every run metric and every scalar."""
-    starts = np.arange(0, len(rows), PIECE_STEPS)
     nonfinite = nonfinite_count(rows)
-    columns = _bounds(rows, starts)
-    columns[NONFINITE] = np.add.reduceat(nonfinite, starts)
+    columns = _bounds(rows)
+    columns[NONFINITE] = _pieces_of(np.add, nonfinite)
+    clean = None if not nonfinite.any() else nonfinite == 0
     metrics = RUN_METRICS if rows.manifest.tensors else ()
     for name in dict.fromkeys((*metrics, *rows.scalars)):
-        values = run_quantity(rows, name)
-        counts = np.isfinite(values)
-        if not counts_every_step(name, tensor=False):
-            counts &= nonfinite == 0
-        columns.update(_reduced(name, values, counts, starts))
+        counts = None if counts_every_step(name, tensor=False) else clean
+        columns.update(_reduced(name, run_quantity(rows, name), counts))
     return pack(columns)
 
 
 def tensor_rollup(rows: StepRows) -> bytes:
     """Pieces of every column of every tensor, [T, pieces] each."""
-    starts = np.arange(0, len(rows), PIECE_STEPS)
-    columns = _bounds(rows, starts)
+    columns = _bounds(rows)
     shape = (len(rows), len(rows.manifest.tensors))
     nonfinite = np.nan_to_num(np.asarray(rows.tensors.get("nonfinite_count", np.zeros(shape))))
     present = np.asarray(rows.tensors.get("present", np.ones(shape, np.uint8))) != 0
-    clean = present & (nonfinite == 0)
-    columns[NONFINITE] = np.add.reduceat(nonfinite, starts, axis=0, dtype=np.float64).T
-    columns[PRESENT] = np.add.reduceat(present, starts, axis=0, dtype=np.uint32).T
+    here = None if present.all() else present
+    clean = here if not nonfinite.any() else present & (nonfinite == 0)
+    columns[NONFINITE] = _pieces_of(np.add, nonfinite, np.float64).T
+    columns[PRESENT] = _pieces_of(np.add, present, np.uint32).T
     for name, values in rows.tensors.items():
-        if name == "present":
-            continue
-        counts = present if counts_every_step(name, tensor=True) else clean
-        if values.dtype.kind == "f":
-            counts = counts & np.isfinite(values)
-        columns.update(_reduced(name, values, counts, starts))
+        if name != "present":
+            counts = here if counts_every_step(name, tensor=True) else clean
+            columns.update(_reduced(name, values, counts))
     return pack(columns)
 
 
@@ -106,21 +100,28 @@ def cut_out(body: bytes, first: int, last: int) -> bytes | None:
     return pack({name: values[kept] for name, values in columns.items()})
 
 
-def _bounds(rows: StepRows, starts: Array) -> dict[str, Array]:
+def _bounds(rows: StepRows) -> dict[str, Array]:
+    starts = np.arange(0, len(rows), PIECE_STEPS)
     ends = np.append(starts[1:], len(rows)) - 1
     return {FIRST: rows.steps[starts], LAST: rows.steps[ends]}
 
 
-def _reduced(name: str, values: Array, counts: Array, starts: Array) -> dict[str, Array]:
+def _reduced(name: str, values: Array, counts: Array | None) -> dict[str, Array]:
+    """Bounds, mean and number of the values that count; None where all do that are finite."""
     # What was exact in four bytes stays so; counts beyond 2^24 need eight.
     kind = "f4" if values.dtype == np.float32 else "f8"
-    if counts.all():
-        return _plain(name, values, starts, kind)
-    number = np.add.reduceat(counts, starts, axis=0, dtype=np.uint32)
-    total = np.add.reduceat(np.where(counts, values, 0.0), starts, axis=0, dtype=np.float64)
+    if counts is None:
+        total = _pieces_of(np.add, values, np.float64)
+        if values.dtype.kind != "f" or np.isfinite(total).all():
+            return _plain(name, values, total, kind)
+        counts = np.isfinite(values)
+    elif values.dtype.kind == "f":
+        counts = counts & np.isfinite(values)
+    number = _pieces_of(np.add, counts, np.uint32)
+    total = _pieces_of(np.add, np.where(counts, values, 0.0), np.float64)
     mean = np.divide(total, number, out=np.zeros_like(total), where=number > 0)
-    low = np.minimum.reduceat(np.where(counts, values, np.inf), starts, axis=0)
-    high = np.maximum.reduceat(np.where(counts, values, -np.inf), starts, axis=0)
+    low = _pieces_of(np.minimum, np.where(counts, values, np.inf))
+    high = _pieces_of(np.maximum, np.where(counts, values, -np.inf))
     return {
         LOW + name: np.where(number > 0, low, 0).astype(kind).T,
         MEAN + name: mean.astype(kind).T,
@@ -129,17 +130,28 @@ def _reduced(name: str, values: Array, counts: Array, starts: Array) -> dict[str
     }
 
 
-def _plain(name: str, values: Array, starts: Array, kind: str) -> dict[str, Array]:
+def _plain(name: str, values: Array, total: Array, kind: str) -> dict[str, Array]:
     """The same where every value counts, as nearly always: no masks."""
-    lengths = np.diff(np.append(starts, len(values))).astype(np.uint32)
-    number = np.broadcast_to(lengths, (*values.shape[1:], len(starts)))
-    total = np.add.reduceat(values, starts, axis=0, dtype=np.float64)
+    number = np.full(len(total), PIECE_STEPS, np.uint32)
+    number[-1] = len(values) - PIECE_STEPS * (len(total) - 1)
     return {
-        LOW + name: np.minimum.reduceat(values, starts, axis=0).astype(kind).T,
-        MEAN + name: (total.T / lengths).astype(kind),
-        HIGH + name: np.maximum.reduceat(values, starts, axis=0).astype(kind).T,
-        COUNT + name: number,
+        LOW + name: _pieces_of(np.minimum, values).astype(kind).T,
+        MEAN + name: (total.T / number).astype(kind),
+        HIGH + name: _pieces_of(np.maximum, values).astype(kind).T,
+        COUNT + name: np.broadcast_to(number, total.T.shape),
     }
+
+
+def _pieces_of(reduce: np.ufunc, values: Array, dtype: Any = None) -> Array:
+    """[pieces, ...] the values reduced over each piece; the last may be short."""
+    more = {} if dtype is None else {"dtype": dtype}
+    whole = len(values) // PIECE_STEPS * PIECE_STEPS
+    # Four times as fast as reduceat.
+    pieces = values[:whole].reshape(-1, PIECE_STEPS, *values.shape[1:])
+    parts = [reduce.reduce(pieces, axis=1, **more)] if whole else []
+    if whole < len(values):
+        parts.append(reduce.reduce(values[whole:], axis=0, keepdims=True, **more))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _wanted(metric: str) -> Callable[[str], bool]:

@@ -105,6 +105,7 @@ def _commit(state: RunState, delivery: Delivery) -> Commit:
         attempt=delivery.rows.attempt,
         optimizer=delivery.rows.optimizer,
         rank=delivery.rows.rank,
+        sequence=delivery.sequence,
         rows=delivery.rows,
         received=delivery.received,
         dropped=delivery.dropped,

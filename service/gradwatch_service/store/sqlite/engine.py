@@ -64,8 +64,9 @@ class SqliteStore(Readings):
             forget=self._forget,
             told=self._tell,
         )
-        self.maintenance = Maintenance(self.database, self.writer, settings)
+        self.maintenance = Maintenance(self.database, self.writer, settings, self.recent)
         self.combiner = Combiner(self.database, self.writer, settings, self._settle_parts)
+        self.on_commit(self.recent.committed)
         self.on_commit(self.maintenance.committed)
         self.on_commit(self.combiner.committed)
 

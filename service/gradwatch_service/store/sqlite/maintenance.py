@@ -24,6 +24,7 @@ from gradwatch_service.store.sqlite.compacting import (
 from gradwatch_service.store.sqlite.file import Database
 from gradwatch_service.store.sqlite.keeping import Candidate, candidates, drop_detail, used_bytes
 from gradwatch_service.store.sqlite.reading import Moved, Piece, Reader
+from gradwatch_service.store.sqlite.recent import Recent
 from gradwatch_service.store.sqlite.registering import load_manifest
 from gradwatch_service.store.sqlite.removing import purge_slice, unpurged
 from gradwatch_service.store.sqlite.writer import Writer
@@ -45,6 +46,11 @@ class _Hot:
     since: float
     enough: int = 64
 
+    @property
+    def due(self) -> bool:
+        """Whether a chunk is full, and a quarter more: what comes out of order is there by then."""
+        return self.steps * 4 >= self.enough * 5
+
 
 class Maintenance:
     """Compacts what is hot and lets old detail go, in the background, a slice at a time.
@@ -55,15 +61,20 @@ class Maintenance:
         database: Gives connections.
         writer: Writes.
         settings: Times and sizes.
+        recent: Rows that need not be read.
     """
 
-    def __init__(self, database: Database, writer: Writer, settings: Settings) -> None:
+    def __init__(
+        self, database: Database, writer: Writer, settings: Settings, recent: Recent
+    ) -> None:
         self._database = database
         self._writer = writer
         self._settings = settings
+        self._recent = recent
         self._lock = threading.Lock()
         self._hot: dict[tuple[str, int, str, int], _Hot] = {}
         self._stop = threading.Event()
+        self._wake = threading.Event()
         self._next_retention = 0.0
         self._quiet_since_checkpoint = False
         self._thread = threading.Thread(target=self._run, name="gradwatch-maintenance", daemon=True)
@@ -75,6 +86,7 @@ class Maintenance:
     def stop(self) -> None:
         """End the thread after the slice it is at. Safe to repeat."""
         self._stop.set()
+        self._wake.set()
         if self._thread.is_alive():
             self._thread.join()
 
@@ -91,14 +103,17 @@ class Maintenance:
                 hot.steps += len(rows)
                 hot.since = now
                 hot.enough = chunk_steps(len(rows.manifest.tensors), len(rows.tensors))
+                if hot.due:
+                    self._wake.set()  # while its steps are still in memory
             self._quiet_since_checkpoint = False
 
     def compact(self, *, quiet: bool) -> int:
         """Compact what is due in the calling thread, or everything with ``quiet``; return slices."""
+        due = self._due(quiet=quiet)
+        if not due:
+            return 0
         with contextlib.closing(self._database.reader()) as connection:
-            return sum(
-                self._compact_stream(connection, key, quiet=quiet) for key in self._due(quiet=quiet)
-            )
+            return sum(self._compact_stream(connection, key, quiet=quiet) for key in due)
 
     def retain(self) -> int:
         """Let detail go that is older or more than is to be kept; return how many chunks."""
@@ -153,7 +168,11 @@ class Maintenance:
             self.take_up()
         except (sqlite3.Error, RuntimeError) as error:
             log.warning("uncompacted steps were not taken up: %s", error)
-        while not self._stop.wait(ROUND_SECONDS):
+        while not self._stop.is_set():
+            self._wake.wait(ROUND_SECONDS)
+            self._wake.clear()
+            if self._stop.is_set():
+                return
             try:
                 self._round()
             except Exception:
@@ -161,6 +180,7 @@ class Maintenance:
                 log.exception("a round of maintenance failed")
 
     def _round(self) -> None:
+        self._recent.expire()
         done = self.compact(quiet=False)
         if time.monotonic() >= self._next_retention:
             self._next_retention = time.monotonic() + RETENTION_SECONDS
@@ -185,13 +205,10 @@ class Maintenance:
     def _due(self, *, quiet: bool) -> list[tuple[str, int, str, int]]:
         now = time.monotonic()
         with self._lock:
-            # A quarter more than a chunk: what comes slightly out of order is there by then.
             return [
                 key
                 for key, hot in self._hot.items()
-                if quiet
-                or hot.steps * 4 >= hot.enough * 5
-                or now - hot.since >= self._settings.compact_quiet_seconds
+                if quiet or hot.due or now - hot.since >= self._settings.compact_quiet_seconds
             ]
 
     def _compact_stream(
@@ -210,7 +227,7 @@ class Maintenance:
             return 0
         run_id, stream_id, digest = found
         stream = StreamKey(run_id, stream_id, key[1:])
-        reader = Reader(connection, run_id, stream_id, stream.identity)
+        reader = Reader(connection, run_id, stream_id, stream.identity, self._recent.of(key[0]))
         quiet = quiet or time.monotonic() - hot.since >= self._settings.compact_quiet_seconds
         slices = 0
         while not self._stop.is_set():
@@ -226,6 +243,8 @@ class Maintenance:
                 break
             work = functools.partial(write_slice, self._writer.connection, made)
             self._writer.submit(work, made.chunk.size).result()
+            hot_ones = [piece.sequence for piece in pieces if not piece.cold]
+            self._recent.drop(key[0], key[1], key[3], hot_ones)
             slices += 1
         self._settle(connection, key, stream_id)
         return slices

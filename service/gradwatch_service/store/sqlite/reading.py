@@ -13,6 +13,7 @@ import numpy as np
 from gradwatch_service.rows import HistogramRows, StepRows
 from gradwatch_service.store.layout import cut_tensors, join, pick, unpack_rows
 from gradwatch_service.store.sqlite.chunks import read_chunk
+from gradwatch_service.store.sqlite.recent import RecentRows
 from gradwatch_service.store.sqlite.registering import load_manifest
 from gradwatch_wire import Manifest
 
@@ -60,11 +61,13 @@ class Reader:
         run_id: int,
         stream_id: int,
         identity: tuple[int, str, int],
+        recent: RecentRows | None = None,
     ) -> None:
         self._connection = connection
         self._run_id = run_id
         self._stream_id = stream_id
         self._attempt, self._optimizer, self._rank = identity
+        self._recent = recent
         self._manifests: dict[str, Manifest] = {}
 
     def read(self, selection: Selection) -> Iterator[StepRows]:
@@ -152,12 +155,42 @@ class Reader:
         manifest = self._manifest(piece.manifest)
         if piece.cold:
             return self._load_chunk(piece, manifest, selection)
+        rows = self._remembered(piece, manifest, selection) or self._unpacked(
+            piece, manifest, selection
+        )
+        if selection.tensors is not None:
+            rows = cut_tensors(rows, self._cut(manifest, selection.tensors), selection.tensors)
+        return rows, np.full(len(rows), piece.sequence)
+
+    def _remembered(
+        self, piece: Piece, manifest: Manifest, selection: Selection
+    ) -> StepRows | None:
+        """A delivery's rows from memory, if they are there."""
+        if self._recent is None:
+            return None
+        rows = self._recent(self._attempt, self._rank, piece.sequence)
+        if rows is None:
+            return None
+        # In memory it outlives its move into a chunk: then the chunk may be listed as well.
+        found = self._connection.execute(
+            "SELECT payload IS NOT NULL FROM delivery WHERE id = ?", (piece.id,)
+        ).fetchone()
+        if found is None or not found[0]:
+            raise Moved
+        columns = selection.columns
+        tensors = rows.tensors
+        if columns is not None:
+            tensors = {name: values for name, values in tensors.items() if name in columns}
+        histograms = rows.histograms if selection.histograms else ()
+        return replace(rows, manifest=manifest, tensors=tensors, histograms=histograms)
+
+    def _unpacked(self, piece: Piece, manifest: Manifest, selection: Selection) -> StepRows:
         row = self._connection.execute(
             "SELECT payload FROM delivery WHERE id = ?", (piece.id,)
         ).fetchone()
         if row is None or row[0] is None:
             raise Moved
-        rows = unpack_rows(
+        return unpack_rows(
             row[0],
             attempt=self._attempt,
             optimizer=self._optimizer,
@@ -166,9 +199,6 @@ class Reader:
             columns=selection.columns,
             histograms=selection.histograms,
         )
-        if selection.tensors is not None:
-            rows = cut_tensors(rows, self._cut(manifest, selection.tensors), selection.tensors)
-        return rows, np.full(len(rows), piece.sequence)
 
     def _load_chunk(
         self, piece: Piece, manifest: Manifest, selection: Selection

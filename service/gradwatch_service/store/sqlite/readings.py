@@ -24,6 +24,7 @@ from gradwatch_service.store.sqlite.curves import Curve, curve
 from gradwatch_service.store.sqlite.file import Database
 from gradwatch_service.store.sqlite.piece_cache import PieceCache
 from gradwatch_service.store.sqlite.reading import Moved, Reader, Selection
+from gradwatch_service.store.sqlite.recent import Recent
 from gradwatch_service.store.sqlite.registering import load_manifest
 from gradwatch_wire import Manifest
 
@@ -41,6 +42,7 @@ class Readings:
     def __init__(self, database: Database, settings: Settings) -> None:
         self.database = database
         self.completeness = Completeness()
+        self.recent = Recent()
         self._settings = settings
         self._pieces = PieceCache()
         self._local = threading.local()
@@ -111,7 +113,7 @@ class Readings:
         key = catalog.stream_key(connection, run, (attempt, optimizer, rank))
         if key is None:
             return iter(())
-        reader = Reader(connection, *key, (attempt, optimizer, rank))
+        reader = Reader(connection, *key, (attempt, optimizer, rank), self.recent.of(run))
         wanted = None if columns is None else frozenset(columns)
         blocks = reader.read(Selection(start, end, tensors, wanted, histograms))
         return blocks if limit is None else _first(blocks, limit)
@@ -135,7 +137,7 @@ class Readings:
         key = catalog.stream_key(connection, run, (attempt, optimizer, rank))
         if key is None:
             return iter(())
-        reader = Reader(connection, *key, (attempt, optimizer, rank))
+        reader = Reader(connection, *key, (attempt, optimizer, rank), self.recent.of(run))
         selection = Selection(
             start=start,
             end=end,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sqlite3
 from dataclasses import replace
@@ -19,6 +20,8 @@ from gradwatch_service.store.sqlite.state import Memory, RunState, StreamState
 from gradwatch_wire import Manifest, TensorInfo
 
 __all__ = ["load_manifest", "register"]
+
+PARSED_MANIFESTS = 64
 
 
 def register(
@@ -59,9 +62,13 @@ def load_manifest(connection: sqlite3.Connection, run_id: int, digest: str) -> M
     row = connection.execute(
         "SELECT body FROM manifest WHERE run_id = ? AND hash = ?", (run_id, digest)
     ).fetchone()
-    if row is None:
-        return None
-    content = orjson.loads(zstandard.decompress(row[0]))
+    return None if row is None else _parsed(row[0])
+
+
+# By content: runs of one job share one list of tensors, which is compared and read at every turn.
+@functools.lru_cache(maxsize=PARSED_MANIFESTS)
+def _parsed(body: bytes) -> Manifest:
+    content = orjson.loads(zstandard.decompress(body))
     tensors = tuple(
         TensorInfo(name, tuple(shape), dtype, group)
         for name, shape, dtype, group in content["tensors"]
