@@ -13,10 +13,13 @@ from tests.client.norm_streams import follow, gradients_of_norm, recorded_like
 
 import gradwatch
 from gradwatch import Clipper, clip
+from gradwatch.clipping import adaptive, restraint
 from gradwatch.clipping.adaptive import PREFERENCES
+from gradwatch.clipping.hold import HOLD_STEPS, RATES
 from gradwatch.clipping.stages import Scope
 from gradwatch.clipping.window import WindowStage
 from gradwatch_service.recommenders import norm as service
+from gradwatch_service.recommenders import restraint as service_restraint
 
 
 def service_thresholds(norms, preference, rates=None):
@@ -157,6 +160,13 @@ def test_a_rate_that_the_optimizer_changes_in_place_is_remembered_as_it_was():
     assert float(moving.state_dict()["stages"][0]["tensors"]["since"]) == 20
 
 
+def test_the_numbers_of_the_restraint_are_the_services():
+    for name in ("SPIKE", "SHORT", "FEWEST", "TICK", "DROP", "MOST", "QUIET", "SLOW", "FAST"):
+        assert getattr(restraint, name) == getattr(service_restraint, name), name
+    assert (HOLD_STEPS, RATES) == (service.HOLD_STEPS, service.RATE_LOOKBACK)
+    assert adaptive.TIGHT == service.TIGHT
+
+
 @pytest.mark.parametrize(
     "wrong", [{"preference": "loose"}, {"preference": "guard", "quantile": 0.1}]
 )
@@ -166,18 +176,32 @@ def test_a_preference_that_says_nothing_is_refused(wrong):
 
 
 def test_it_falls_at_once_and_rises_at_most_by_its_share_per_step():
-    limits = [limit for limit, _ in follow(Clipper(clip.adaptive(rise=0.01)), recorded_like(200))]
+    policy = clip.adaptive(0.25, rise=0.01)
+    limits = [limit for limit, _ in follow(Clipper(policy), recorded_like(200))]
 
     ratios = [new / old for old, new in pairwise(limits[3:])]
     assert max(ratios) == pytest.approx(1.01)
     assert min(ratios) < 0.97
 
 
-def test_an_explosion_does_not_lift_the_limit_with_it():
-    calm, wild = [1.0] * 64, [1.1**step for step in range(60)]
-    found = follow(Clipper(clip.adaptive()), calm + wild)
+@every_preference
+def test_an_explosion_does_not_lift_the_limit_with_it(preference):
+    calm, wild = [1.0] * 64, [1.2**step for step in range(60)]
+    found = follow(Clipper(clip.adaptive(preference=preference)), calm + wild)
 
-    assert found[-1][1] <= 1.001**60 * (1 + 1e-6)
+    most = {"tight": 1.001**60, "balanced": 2.5, "guard": 3 * 1.01**60}[preference]
+    assert found[-1][1] <= most * (1 + 1e-6)
+    assert found[-1][1] < 1e-3 * wild[-1]
+
+
+def test_spikes_lower_a_balanced_limit_and_quiet_gives_it_back():
+    norms = [1.0] * 100 + [4.0] * 4 + [1.0] * 700
+    limits = [limit for limit, _ in follow(Clipper(clip.adaptive()), norms)]
+
+    assert limits[99] == pytest.approx(2.5)
+    assert limits[101:103] == pytest.approx([2.5 * 1.001**-400, 2.5 * 1.001**-800])
+    assert limits[103] == min(limits) == pytest.approx(1.0), "no lower than tight would aim"
+    assert limits[290] < limits[320] < limits[-1] == pytest.approx(2.5)
 
 
 def test_bounds_hold_and_the_initial_limit_is_for_the_time_before_three_norms():

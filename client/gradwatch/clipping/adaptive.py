@@ -2,32 +2,23 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from gradwatch.clipping.hold import HOLD_STEPS, after_change, no_rates
 from gradwatch.clipping.learned import JointPolicy, check, shrink
+from gradwatch.clipping.restraint import QUIET, SPIKE, TICK, newest_median, restrain
 from gradwatch.clipping.stages import Scope, Situation, Stage
 from gradwatch.clipping.window import MIN_NORMS, WindowStage
 from gradwatch.errors import PolicyError
 
 __all__ = ["PREFERENCES", "Adaptive"]
 
-
-class Aim(NamedTuple):
-    """What a preference stands for: the target's place among the norms, None for the spike level."""
-
-    quantile: float | None
-    rise: float
-
-
-PREFERENCES = {
-    "tight": Aim(0.10, 0.001),
-    "balanced": Aim(0.25, 0.001),
-    "guard": Aim(None, 0.01),
-}
+PREFERENCES = ("tight", "balanced", "guard")
+TIGHT = 0.10
+_RISE = {"tight": 0.001, "balanced": 0.001, "guard": 0.01}  # balanced: per tick
 
 
 @dataclass(frozen=True)
@@ -40,23 +31,22 @@ class Adaptive(JointPolicy):
     not zero; the limit of a step rests on earlier steps only. It is the rule by which the service
     recommends a threshold, without the service, and as there it has three preferences:
 
-    ============ =================================== ============ ============================
-    preference   target                              rise         meant to clip
-    ============ =================================== ============ ============================
-    ``tight``    lowest tenth                        0.1 %        nine steps of ten
-    ``balanced`` lower quartile                      0.1 %        three steps of four, a little
-    ``guard``    spike level: the median times       1 %          spikes only
-                 ``exp(max(5 s k, ln 3))``
-    ============ =================================== ============ ============================
+    - ``tight``: the lowest tenth; rises by 0.1 % per step. For a job that has been unstable.
+    - ``balanced``: 2.5 times the median, but where spikes have lowered it, at the least as ``tight``.
+      A norm above 2.5 times the median of the last 64 and of the last 16 is a spike, and each lowers
+      the target to two thirds. That comes back, and the limit rises, by 0.1 % per step, after 200
+      steps without a spike by 1 %.
+    - ``guard``: the spike level, the median times ``exp(max(5 s k, ln 3))``; rises by 1 % per step.
 
     Two differences: where the service says that it knows nothing (a flood of non-finite steps, norms
     that are all alike) the limit stays; and in a chain it goes by the norms that the links before
     it leave.
 
     Args:
-        quantile: The target's place among the norms, from 0 to 1; None is the preference's.
+        quantile: Aim at this place among the norms, from 0 to 1, instead of the preference's target.
         window: Norms looked at, at least 3.
-        rise: Largest rise per step, as a share, at least 0; None is the preference's.
+        rise: Largest rise per step (``balanced``: per tick of it), as a share, at least 0; None is
+            the preference's.
         initial: Limit until three norms are known; None does not clip until then.
         minimum: The limit is never below; None is no bound.
         maximum: The limit is never above; None is no bound.
@@ -105,14 +95,19 @@ class _Adaptive(WindowStage):
     """``ring`` holds ln norm; ``level`` is ln of the limit, infinite while nothing is known.
 
     ``rates`` and ``since`` follow the learning rate, through non-finite steps too: it is no gradient.
+    ``lowered`` and ``quiet`` are what spikes have done to a balanced limit.
     """
 
     def __init__(self, scope: Scope, policy: Adaptive) -> None:
-        super().__init__(scope, policy.window, level=math.inf, since=float(HOLD_STEPS))
+        first = {"since": float(HOLD_STEPS), "lowered": 0.0, "quiet": QUIET}
+        super().__init__(scope, policy.window, level=math.inf, **first)
         self._policy = policy
-        aim = PREFERENCES[policy.preference]
-        self._quantile = aim.quantile if policy.quantile is None else policy.quantile
-        self._rise = math.log1p(aim.rise if policy.rise is None else policy.rise)
+        self._quantile = policy.quantile
+        if policy.quantile is None and policy.preference == "tight":
+            self._quantile = TIGHT
+        self._restrained = self._quantile is None and policy.preference == "balanced"
+        rise = _RISE[policy.preference] if policy.rise is None else policy.rise
+        self._rise = math.log1p(rise)
 
     def bind(self, like: Tensor, count: int) -> None:
         super().bind(like, count)
@@ -129,13 +124,31 @@ class _Adaptive(WindowStage):
         limit = torch.where(level.isinf(), policy.initial or math.inf, limit)
         self.tensors["threshold"] = limit
         usable = usable & (norm > 0)
+        ticks: Tensor | float = 1.0
+        if self._restrained:
+            ticks = self._learn_spike(norm.log(), usable)
         self.remember(norm.log(), usable)
-        rise = (self.tensors["since"] >= HOLD_STEPS).to(level) * self._rise
-        self.learn(usable, level=torch.minimum(self._target(), level + rise))
+        free = (self.tensors["since"] >= HOLD_STEPS).to(level)
+        raised = level + free * ticks * self._rise
+        self.learn(usable, level=torch.minimum(self._target(), raised))
         return shrink(limit, norm)
+
+    def _learn_spike(self, value: Tensor, usable: Tensor) -> Tensor:
+        """Compare a norm with those before it; return the [] ticks by which the limit may rise."""
+        recent = newest_median(self.tensors["ring"], self.tensors["count"])
+        usual = torch.maximum(self.quantile(0.5), recent)
+        struck = value > usual + SPIKE
+        lowered, quiet, ticks = restrain(struck, self.tensors["lowered"], self.tensors["quiet"])
+        self.learn(usable, lowered=lowered, quiet=quiet)
+        return ticks
 
     def _target(self) -> Tensor:
         """[] where the level would stand without the law; infinite before the third norm."""
-        if self._quantile is None:
+        if self._quantile is not None:
+            aim = self.quantile(self._quantile)
+        elif self._restrained:
+            usual = self.quantile(0.5) + SPIKE - TICK * self.tensors["lowered"]
+            aim = torch.maximum(self.quantile(TIGHT), usual)
+        else:
             return self.alarm_level()
-        return torch.where(self.held >= MIN_NORMS, self.quantile(self._quantile), math.inf)
+        return torch.where(self.held >= MIN_NORMS, aim, math.inf)
