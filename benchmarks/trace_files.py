@@ -49,6 +49,7 @@ def save_trace(
         "names": [tensor.name for tensor in tensors],
         "shapes": [list(tensor.shape) for tensor in tensors],
         "dtypes": [tensor.dtype for tensor in tensors],
+        "groups": [tensor.group for tensor in tensors],
         "optimizer": manifest.optimizer_class,
         **about,
         "faults": list(faults),

@@ -34,10 +34,11 @@ def manifest_of(trace: Trace, **fields: Any) -> Manifest:
         for name, size in zip(trace.tensors, sizes, strict=True)
     ]
     dtypes = about.get("dtypes") or ["float32"] * len(sizes)
+    groups = about.get("groups") or ["all"] * len(sizes)
     return Manifest(
         tensors=tuple(
-            TensorInfo(name=name, shape=tuple(shape), dtype=dtype, group="all")
-            for name, shape, dtype in zip(trace.tensors, shapes, dtypes, strict=True)
+            TensorInfo(name=name, shape=tuple(shape), dtype=dtype, group=group)
+            for name, shape, dtype, group in zip(trace.tensors, shapes, dtypes, groups, strict=True)
         ),
         optimizer_class=about.get("optimizer"),
         rank=about.get("rank", 0),
