@@ -706,13 +706,15 @@ INLINE void scale16(u16 *x, int64_t length, float factor, enum Dtype dtype, Sums
 
 INLINE int64_t size_of(enum Dtype dtype) { return dtype == FLOAT64 ? 8 : dtype == FLOAT32 ? 4 : 2; }
 
-/* Several threads may have chunks of one tensor. */
-INLINE void add_tally(int64_t *counts, const Tally *tally)
+/* Other threads may have other chunks of the same tensor, unless this is all of it. */
+INLINE void add_tally(int64_t *counts, const Tally *tally, int all_of_it)
 {
-    uint32_t sums[BINS];
-    for (int bin = 0; bin < BINS; bin++)
+    int64_t sums[BINS];
+    for (int bin = 0; bin < BINS; bin++) /* unsigned: what was taken off one table is in the others */
         sums[bin] = tally->tables[0][bin] + tally->tables[1][bin] + tally->tables[2][bin] + tally->tables[3][bin];
-    for (int bin = 0; bin < BINS; bin++)
+    for (int bin = 0; all_of_it && bin < BINS; bin++)
+        counts[bin] += sums[bin];
+    for (int bin = 0; !all_of_it && bin < BINS; bin++)
         if (sums[bin])
             __atomic_fetch_add(&counts[bin], sums[bin], __ATOMIC_RELAXED);
 }
@@ -749,7 +751,7 @@ CLONES static void do_job(const Work *work, Job *job)
     else
         measure16((u16 *)x, job->start, n, limit, clip, zero, dtype, taken, s);
     if (work->counts)
-        add_tally(work->counts + tensor * BINS, &tally);
+        add_tally(work->counts + tensor * BINS, &tally, n == work->numel[tensor]);
 }
 
 static void do_jobs(void *shared)
