@@ -28,6 +28,7 @@ def service(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _address(service, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")  # lines as they are, not as a narrow terminal breaks them
     monkeypatch.setenv("GRADWATCH_URL", service.base_url)
     monkeypatch.delenv("GRADWATCH_TOKEN", raising=False)
 
@@ -37,7 +38,7 @@ def _address(service, monkeypatch):
     [
         (["runs"], "finished"),
         (["show", "r"], "head.weight"),
-        (["recommend", "r", "--default", "1.0"], "lower quartile"),
+        (["recommend", "r", "--default", "1.0"], "2.5 times the median"),
         (["recommend", "r", "--policy", "per_tensor"], "encoder.0.weight"),
         (["recommend", "v", "--policy", "value"], "meant to remove 1.0 % of the energy"),
         (["recommend", "v", "--policy", "agc"], "of a tensor"),

@@ -24,7 +24,7 @@ from gradwatch_service.queries.backtests import (
 from gradwatch_service.queries.reading import Selection, blocks, select
 from gradwatch_service.recommenders import rules
 from gradwatch_service.recommenders.backtest import backtest_factors
-from gradwatch_service.recommenders.norm import PREFERENCES, advance_norms, initial_state
+from gradwatch_service.recommenders.norm import PREFERENCES, in_force
 from gradwatch_service.store.base import Store
 
 __all__ = ["RULES", "rule_backtest"]
@@ -97,17 +97,6 @@ def _adaptive(store: Store, found: Selection, asked: Retrospect) -> tuple[Record
     factors = rules.scaled_down(np.nan_to_num(limits[kept], nan=np.inf), norms)
     record = Record(steps[kept].astype(np.int64), norms, norms, np.arange(len(norms)))
     return record, factors
-
-
-def in_force(norms: Floats, finite: NDArray[np.bool_], rates: Floats) -> Floats:
-    """[3, n] thresholds in force before each step, NaN where there is none."""
-    state, limits = initial_state(), np.full((len(PREFERENCES), len(norms)), np.nan)
-    for i in range(len(norms)):
-        for preference, row in PREFERENCES.items():
-            limits[row, i] = state.threshold(preference) or np.nan
-        cut = slice(i, i + 1)
-        state = advance_norms(state, np.array([i]), norms[cut], finite[cut], rates[cut])
-    return limits
 
 
 def _adagc(store: Store, found: Selection, asked: Retrospect) -> tuple[Record, Floats]:
