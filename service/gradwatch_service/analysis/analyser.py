@@ -196,9 +196,9 @@ class Analyser:
                     self._changed.wait(self._patience())
                 if self._stopping:
                     return
-                mail = {run: self._mail.pop(run, None) for run in ready}
             for run in ready:
-                letter = mail.pop(run)
+                with self._changed:  # not sooner: what comes by now is taken in as well
+                    letter = self._mail.pop(run, None)
                 self._serve(run, letter)
                 with self._changed:
                     self._mail_bytes -= 0 if letter is None else letter.nbytes
@@ -291,7 +291,7 @@ class Analyser:
         again: float | None,
     ) -> float | None:
         """Publish the state; returns when to look again, for silence as well."""
-        record = self._store.run(run)
+        record = analysis.record or self._store.run(run)
         newest = analysis.newest
         active = dict(analysis.log.active())
         quiet = now - self._heard.setdefault(run, now)

@@ -11,7 +11,7 @@ from gradwatch_service.analysis.optimizer_progress import OptimizerProgress
 from gradwatch_service.detectors.base import RunContext
 from gradwatch_service.queries.following import Following
 from gradwatch_service.rows import StepRows
-from gradwatch_service.store.base import Gap, Store, Stream
+from gradwatch_service.store.base import Gap, RunRecord, Store, Stream
 
 __all__ = ["RunAnalysis"]
 
@@ -35,6 +35,7 @@ class RunAnalysis:
         self._snapshot_steps = snapshot_steps
         self.log = IncidentLog(store.documents(run, "incident"))
         self.progress: dict[OptimizerKey, OptimizerProgress] = {}
+        self.record: RunRecord | None = None  # as the newest tick found it
         self._following = Following(store, run)
 
     def note(self, rows: StepRows) -> None:
@@ -126,7 +127,8 @@ class RunAnalysis:
 
     def _dropped_notice(self) -> list[Incident]:
         newest = self.newest
-        dropped = dict(self._store.run(self.run).dropped)
+        self.record = self._store.run(self.run)
+        dropped = dict(self.record.dropped)
         if newest is None or not sum(dropped.values()):
             return []
         known = [item for item in self.log.all() if item.kind == "reports_dropped"]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from gradwatch_service.rows import StepRows
 from gradwatch_service.store.rollups import PIECE_STEPS, run_rollup, tensor_rollup
+from gradwatch_service.store.sqlite.appending import let_go
 from gradwatch_service.store.sqlite.chunks import PackedChunk, pack_chunk
 from gradwatch_service.store.sqlite.reading import Piece, Reader, Selection
 from gradwatch_service.store.sqlite.rollup_rows import RUN, TENSORS, add_rollup, remove_span
@@ -130,9 +131,7 @@ def write_slice(connection: sqlite3.Connection, made: Slice) -> bool:
         "INSERT INTO chunk_tensor (run_id, chunk_id, tensor, body) VALUES (?, ?, ?, ?)",
         ((run_id, cursor.lastrowid, tensor, body) for tensor, body in enumerate(chunk.tensors)),
     )
-    connection.executemany(
-        "UPDATE delivery SET payload = NULL WHERE id = ?", ((piece_id,) for piece_id in hot)
-    )
+    let_go(connection, hot)
     span = (chunk.first_step, chunk.last_step)
     if cold:
         remove_span(connection, (run_id, stream_id), span)
