@@ -193,6 +193,9 @@ def test_a_limit_on_every_element_agrees_with_the_elements(service):
         {"threshold": 1, "start": 5, "end": 4},
         {"threshold": 1, "nonsense": 4},
         {"threshold": "high"},
+        {"threshold": "1"},
+        {"threshold": True},
+        {"thresholds": [1.0, None]},
         [],
     ],
 )

@@ -219,6 +219,9 @@ def test_a_promise_that_is_not_kept_is_only_an_estimate():
         pytest.param([1.0, 2.0], [1, 1], "too_few_steps", id="two norms"),
         pytest.param([], [], "too_few_steps", id="nothing"),
         pytest.param([1.0] * 100, [1] * 100, "already_normalised", id="norms all alike"),
+        pytest.param(
+            np.minimum(lognormal(100), 0.9), [1] * 100, "already_normalised", id="clipped before us"
+        ),
         pytest.param([0.0] * 50, [1] * 50, "tensor_all_zero", id="gradients all zero"),
         pytest.param(lognormal(60), [1] * 49 + [0] * 11, "nonfinite_flood", id="a flood"),
     ],

@@ -138,6 +138,17 @@ def test_a_run_without_a_finite_step_is_answered_without_a_guess(service, policy
     assert answer["results"][0]["clipped_share"] is None
 
 
+def test_a_script_without_tensors_has_nothing_for_a_rule_on_tensors(service):
+    body = [{"step": step, "global_norm": 1 + step % 3} for step in range(20)]
+    assert service.http.post(service.api("runs/bare/steps"), json=body).status_code == 200
+
+    by_tensor, joint = ask(service, "bare", policy="adagc"), ask(service, "bare", policy="autoclip")
+
+    assert by_tensor["reasons"] == ["unknown_policy_data"]
+    assert by_tensor["results"][0]["steps"] == 0
+    assert joint["results"][0]["steps"] == 20
+
+
 @pytest.mark.parametrize(
     ("body", "at"),
     [

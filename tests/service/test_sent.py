@@ -175,8 +175,11 @@ HISTOGRAM = {"counts": [[1, 2]]}
         ({"norms": [1.0], "min": 0}, "min"),
         ({"norms": [1.0], "default": 5, "max": 2}, "default"),
         ({"norms": [1e39]}, None),
-        ({"norms": ["many"]}, None),
         ({"norms": [[1.0]]}, None),
+        ({"norms": ["1"]}, None),
+        ({"norms": [True]}, None),
+        ({"norms": [1.0], "default": True}, "default"),
+        ({"norms": [1.0], "min": "0.5"}, "min"),
     ],
     ids=str,
 )  # fmt: skip

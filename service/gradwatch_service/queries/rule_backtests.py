@@ -63,7 +63,10 @@ def rule_backtest(store: Store, run: str, asked: Retrospect) -> dict[str, Any]:
         "steps": len(record.steps),
         "incidents": [i["id"] for i in exploding(store, run, found) if touches(i, clipped)],
     }
-    reasons = ["ok"] if tried is not None else ["too_few_steps"]
+    reasons = ["ok"]
+    if tried is None:
+        reasons = ["unknown_policy_data" if len(record.steps) else "too_few_steps"]
+        told["steps"] = 0
     return answered(found, asked, record.steps, reasons, [told])
 
 

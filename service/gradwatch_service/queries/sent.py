@@ -41,7 +41,7 @@ class Magnitudes(BaseModel):
     finite.
     """
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
     counts: list[list[Annotated[int, Field(ge=0, le=2**52)]]] = Field(max_length=MOST_HISTOGRAMS)
     bins_per_octave: Literal[1, 2, 4, 8] = 4
@@ -59,7 +59,7 @@ class Sent(BaseModel):
     for ``per_tensor``, ``ratios`` for ``agc``, ``histograms`` for ``value``.
     """
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
     policy: Literal["norm", "value", "per_tensor", "agc"] = "norm"
     norms: Steps | Annotated[dict[str, Steps], Field(max_length=MOST_TENSORS)] | None = Field(

@@ -27,13 +27,14 @@ from gradwatch_service.recommenders.norm import (
 from gradwatch_service.recommenders.prior import PRIOR_NORMS, Prior, blended, disagrees
 from gradwatch_service.recommenders.window import order_intervals
 
-__all__ = ["answer", "answer_norm"]
+__all__ = ["already_normalised", "answer", "answer_norm"]
 
 ENOUGH = 32  # norms from which a threshold counts as estimated
 WIDE = 1.5  # an interval that leaves threshold / 1.5 .. threshold * 1.5 is not an estimate
 TOLERANCE = 0.15  # by how much realised and intended share may differ
 SAME = 1e-3  # norms this close together (relative) come from a job that normalises by itself
 SAME_SHARE = 0.9
+HEAP_SHARE = 0.6  # so many norms at the very top are the work of another clipping
 
 WORDS: dict[Preference, str] = {
     "tight": "lowest tenth of the last {n} norms, falling at once, rising at most 0.1 % per step",
@@ -50,8 +51,8 @@ CODES = {
     "nonfinite_flood": "more than half of the last 20 steps were not finite",
     "too_few_steps": "too few steps to tell more",
     "already_normalised": (
-        "nine of ten norms agree within 0.1 %: the job already normalises or clips its gradient "
-        "before it is measured, so its norm says nothing about a threshold"
+        "the norms agree within 0.1 %, or most of them with the largest: the job already normalises "
+        "or clips its gradient before it is measured, so its norm says nothing about a threshold"
     ),
     "tensor_all_zero": "every gradient so far was zero in all elements",
     "lr_changed": "the learning rate just changed by more than 2x, so the threshold may only fall",
@@ -186,16 +187,22 @@ def _ladder(
     if threshold is None or interval is None:
         nothing_but_zero = state.accepted == 0 and state.zeros >= MIN_NORMS
         return "none", ["tensor_all_zero" if nothing_but_zero else "too_few_steps"]
-    if len(logs) >= ENOUGH:
-        near = np.abs(logs - np.median(logs)) <= SAME
-        if near.mean() >= SAME_SHARE:
-            return "none", ["already_normalised"]
+    if already_normalised(logs):
+        return "none", ["already_normalised"]
     narrow = interval[1] <= WIDE * threshold and interval[0] >= threshold / WIDE
     if len(logs) < ENOUGH or not narrow:
         return "provisional", ["too_few_steps"]
     realised = state.exceeded[PREFERENCES[preference]]
     kept = abs(float(realised.mean()) - _intended(state, logs, preference)) <= TOLERANCE
     return ("validated" if len(realised) == WINDOW and kept else "estimated"), []
+
+
+def already_normalised(logs: NDArray[np.float64]) -> bool:
+    """Whether norms are all alike, or heaped up at their largest: somebody scales them before us."""
+    if len(logs) < ENOUGH:
+        return False
+    alike = np.mean(np.abs(logs - np.median(logs)) <= SAME) >= SAME_SHARE
+    return bool(alike or np.mean(logs >= logs.max() - SAME) >= HEAP_SHARE)
 
 
 def _overlay(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch_service.recommenders.answer import CODES, ENOUGH, SAME, SAME_SHARE, TOLERANCE, WIDE
+from gradwatch_service.recommenders.answer import CODES, ENOUGH, TOLERANCE, WIDE, already_normalised
 from gradwatch_service.recommenders.backtest import backtest_norm
 from gradwatch_service.recommenders.base import STATUSES, Asked, Status
 from gradwatch_service.recommenders.norm import (
@@ -179,10 +179,8 @@ def _one(
     values = window[~np.isnan(window)]
     status: Status = "estimated"
     reasons = ["ok"]
-    if len(values) >= ENOUGH:
-        near = np.abs(values - np.median(values)) <= SAME
-        if near.mean() >= SAME_SHARE:
-            return _none("already_normalised", asked)
+    if already_normalised(values):
+        return _none("already_normalised", asked)
     wide = interval[1] > WIDE * threshold or interval[0] < threshold / WIDE
     if len(values) < ENOUGH or wide:
         status, reasons = "provisional", ["too_few_steps"]

@@ -20,7 +20,7 @@ from gradwatch_service.wiring import ServiceDep
 router = APIRouter(tags=["recommendation"])
 
 WAYS = ("threshold", "thresholds", "grid")
-Threshold = Annotated[float, Field(gt=0, le=1e38)]
+Threshold = Annotated[float, Field(gt=0, le=1e38, strict=True)]
 
 
 class Question(BaseModel):
