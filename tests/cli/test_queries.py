@@ -44,6 +44,8 @@ def _address(service, monkeypatch):
         (["recommend", "v", "--policy", "agc"], "of a tensor"),
         (["backtest", "v", "--policy", "agc"], "coefficient"),
         (["backtest", "r"], "energy removed"),
+        (["backtest", "r", "--policy", "autoclip"], "policy autoclip on 120 finite steps"),
+        (["backtest", "r", "--policy", "adaptive", "--preference", "tight"], "clipped"),
         (["backtest", "r", "-t", "0.5", "-t", "1.0"], "0.5"),
         (["incidents", "r"], "exploding"),
         (["incidents", "r", "--kind", "nonfinite"], "no incidents"),
@@ -74,6 +76,7 @@ def test_json_is_the_answer_and_nothing_else(capsys, arguments, key):
     [
         (["show", "nobody"], 1, "nobody"),
         (["recommend", "r", "--policy", "nonsense"], 2, "policy"),
+        (["backtest", "r", "--policy", "zclip", "-t", "1"], 2, "finds its own"),
         (["recommend", "r", "--min", "2", "--max", "1"], 2, "min=2"),
         (["backtest", "r", "-t", "0"], 2, "greater than 0"),
         (["backtest", "r", "-t", "1", "--grid", "3"], 2, "not both"),

@@ -10,6 +10,8 @@ from gradwatch_cli.tables import console, number, share, table
 
 __all__ = ["command"]
 
+RULES = ("adaptive", "autoclip", "zclip", "adagc", "quantile")
+
 
 def command(
     *,
@@ -22,7 +24,16 @@ def command(
         int | None, typer.Option(min=2, max=256, help="Try so many over what was seen. [8]")
     ] = None,
     url: Url = None,
-    policy: Annotated[str, typer.Option(help="norm, value, per_tensor or agc.")] = "norm",
+    policy: Annotated[
+        str,
+        typer.Option(
+            help="norm, value, per_tensor or agc with thresholds; adaptive, autoclip, zclip, adagc or "
+            "quantile, which find their own."
+        ),
+    ] = "norm",
+    preference: Annotated[
+        str | None, typer.Option(help="For adaptive: tight, balanced or guard.")
+    ] = None,
     start: Annotated[int | None, typer.Option(help="First step.")] = None,
     end: Annotated[int | None, typer.Option(help="Last step.")] = None,
     as_json: AsJson = False,
@@ -31,7 +42,10 @@ def command(
     if threshold and grid:
         raise CommandError("give --threshold or --grid, not both", code=2)
     body: dict[str, Any] = {"policy": policy, "start": start, "end": end}
-    body |= {"thresholds": threshold} if threshold else {"grid": grid or 8}
+    if policy not in RULES or threshold or grid:
+        body |= {"thresholds": threshold} if threshold else {"grid": grid or 8}
+    if preference:
+        body["preference"] = preference
     answer = Rest(url).post(run_path(run, "/backtest"), body)
     if as_json:
         print_json(answer)
