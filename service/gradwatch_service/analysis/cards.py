@@ -170,6 +170,15 @@ _CAUSES: Final[Mapping[tuple[str, str], tuple[Callable[[_Facts], str], str]]] = 
         "unscale before clipping and stepping (scaler.unscale_(optimizer)), and check the scale "
         "of the loss",
     ),
+    ("exploding", "grown_alike"): (
+        lambda f: (
+            "the tensors grew together, for several steps and by about "
+            f"{float(f.evidence.get('factor', 0)):.3g}x, while the loss is as usual: the gradient "
+            "adds up or is scaled, the batches are not to blame"
+        ),
+        "check optimizer.zero_grad(), the number of accumulated batches the loss is divided by, "
+        "and the scale of the loss",
+    ),
     ("exploding", "unusual_batch"): (
         lambda f: (
             "loss and norm rose together at one step, with the learning rate unchanged: the batch "

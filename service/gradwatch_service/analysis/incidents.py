@@ -299,4 +299,4 @@ def _extended(incident: Incident, finding: Finding) -> Incident:
 
 def _telling(cause: str) -> int:
     """How much a cause explains; a later step may show a better one."""
-    return {"unknown": 0, "unusual_batch": 1, "loss_scale": 2}.get(cause, 3)
+    return {"unknown": 0, "grown_alike": 1, "unusual_batch": 2, "loss_scale": 3}.get(cause, 4)

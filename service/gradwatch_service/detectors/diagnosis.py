@@ -22,7 +22,7 @@ from gradwatch_service.detectors.exploding import (
     ExplodingState,
     Witness,
     find_exploding,
-    is_high,
+    is_raised,
 )
 from gradwatch_service.detectors.findings import (
     exploding_finding,
@@ -100,7 +100,7 @@ class Diagnosis:
         "cosine_previous",
         "weight_norm",
     )
-    version = 5
+    version = 6
 
     def __init__(self, *, exact: bool = False) -> None:
         self.exact = exact
@@ -221,7 +221,7 @@ def _judge_norm(state: DiagnosisState, signals: Signals, i: int) -> list[Finding
     """Exploding and oscillating: what the norm, loss, cosine and learning rate say together."""
     log_norm = float(signals.log_norm[i])
     grew, spread = np.zeros(0), math.inf
-    if is_high(state.exploding, log_norm):  # nobody asks for it otherwise
+    if is_raised(state.exploding, log_norm):  # nobody asks for it otherwise
         grew, spread = _growth(state, signals, i)
     witness = Witness(
         step=signals.steps[i],

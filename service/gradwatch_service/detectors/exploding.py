@@ -1,54 +1,79 @@
 """Exploding gradients: the global norm, the loss, the cosine and the learning rate as witnesses.
 
 Each witness is judged against its own last 64 accepted values (median, robust spread), never
-against a fixed number. One witness alone must be far out; two that agree need less.
+against a fixed number. One witness alone must be far out; two that agree, or several steps in a
+row, need less.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Final
 
-from gradwatch_service.detectors.window import Window
+from gradwatch_service.detectors.excursions import (
+    AFTERMATH,
+    FEWEST,
+    JUMP_STEPS,
+    QUIET,
+    SPREAD_FLOOR,
+    WINDOW,
+    ExplodingState,
+    Witness,
+    accept,
+    follow_rate,
+    mean_sigmas,
+    remember_peak,
+    settle,
+    sigmas,
+)
+from gradwatch_service.detectors.sustained import (
+    BEFORE,
+    LASTING_STEPS,
+    LEAST_OVER,
+    agreement,
+    step_up,
+)
 
-__all__ = ["ExplodingState", "Spike", "Witness", "find_exploding", "is_high"]
+__all__ = ["JUMP_STEPS", "ExplodingState", "Spike", "Witness", "find_exploding", "is_raised"]
 
-WINDOW: Final = 64
-FEWEST: Final = 12  # steps before anything is judged
-SMALL_SAMPLE: Final = 8.0  # limits are 1 + 8/n times wider while the history is short
-SPREAD_FLOOR: Final = 0.08  # of ln norm: gradients that are more even than that do not exist
-LOSS_FLOOR: Final = 0.02  # of the loss itself
-COSINE_FLOOR: Final = 0.05
+NORM, LOSS, COSINE, OVER, SHAPE = 1, 2, 3, 4, 5  # columns of ``ExplodingState.recent``
+
 ALONE: Final = 8.5  # robust sigmas of ln norm that need no other witness
 ALONE_MOST: Final = 12.0
+ALONE_OVER: Final = math.log(3)
 TOGETHER: Final = 4.0  # robust sigmas when norm and loss agree
 HEADROOM: Final = 1.3  # above the run's own largest innocent value
-PEAK_KEPT: Final = 0.5 ** (1 / 2000)  # that value is half forgotten after 2000 steps
-QUIET: Final = 10
-AFTERMATH: Final = 100  # steps after the last evidence
 AFTERMATH_FACTOR: Final = 1.3
 LASTING: Final = 3.5
 LASTING_OVER: Final = math.log(2.5)
+LASTING_SHAPE: Final = 0.4  # how differently the tensors grew, as a share of the growth
+SCALED: Final = 3.0  # robust sigmas of ln norm, twice in a row, while the loss is as usual
+SCALED_THRICE: Final = 2.0  # the same three times
+SCALED_SHAPE: Final = 0.25
+UNUSUALLY_ALIKE: Final = 0.6  # of the run's usual share: in some jobs all tensors always agree
+SHAPES_KNOWN: Final = 8
+LOSS_QUIET: Final = 1.5
+LOSS_FALLING: Final = -1.2  # mean of four: norms that rise while the loss falls are learning
+LOSS_FAR: Final = 8.0  # robust sigmas of a loss that needs little of the norm
+LOSS_FAR_NORM: Final = 2.5
+LOSS_FAR_RISE: Final = 0.5  # of the run's scale of losses
+LOSS_LASTING: Final = 5.0  # mean of three
+LOSS_LASTING_LEAST: Final = 2.0  # each
+LOSS_LASTING_NORM: Final = 2.0
 SAME_DIRECTION: Final = 4.5  # robust sigmas of the cosine, three steps in a row
 REPEATED: Final = 6.0  # the same where neither norm nor loss rises
-SHAPE: Final = 0.4
-JUMP: Final = 2.0  # learning rate against the highest of its last 16
-JUMP_STEPS: Final = 64
-RATES_KEPT: Final = 16
-SETTLED: Final = 32  # steps after which a new steady level is the usual one
-
-
-@dataclass(frozen=True, slots=True)
-class Witness:
-    """One finite step as the detector sees it; NaN means not measured."""
-
-    step: int
-    log_norm: float
-    loss: float
-    cosine: float
-    rate: float
-    shape_spread: float
+SAME: Final = 0.99  # a cosine that only the same batch gives
+AGREEING: Final = 1.25  # on a step up that a cosine far above its past speaks for
+STEP_UP: Final = 1.15
+STEP_UP_FIRST: Final = 80  # levels move by themselves before that
+STEP_UP_LEAST: Final = 1.5  # robust sigmas of the newest ln norm
+STARTED: Final = 32  # steps during which there may be too little history for anything else
+START_RISE: Final = math.log(30)  # over the median so far, with the loss above all so far
+START_ALONE: Final = math.log(300)  # where no loss is reported
+TOLD: Final = ("together", "norm", "loss", "loss lasting", "step up")  # may turn out harmless
+TOLD_AGAIN: Final = 1.1  # of the worst one that the run got over by itself
+TAME_LOSS: Final = 0.5  # of the run's scale of losses
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +81,8 @@ class Spike:
     """What was found at a step. ``rule`` says which witnesses decided.
 
     ``score`` is 1 at the limit of the rule; ``opens`` tells a new trouble from one that goes on.
+    ``known`` means that the run got over as much by itself before, or that loss and norm stay below
+    what they were at the start. ``loss_before`` are the sigmas of the loss when it was found.
     """
 
     rule: str
@@ -63,45 +90,15 @@ class Spike:
     score: float
     expected: float
     onset_step: int
+    loss_before: float
     norm_sigmas: float
     loss_sigmas: float
     cosine: float
     usual_cosine: float
     same_direction: bool
+    known: bool
     rate_ratio: float
     rate_step: int
-
-
-@dataclass(slots=True)
-class ExplodingState:
-    """What the detector remembers. Mutable; :meth:`copy` first."""
-
-    norms: Window = field(default_factory=lambda: Window(WINDOW))
-    losses: Window = field(default_factory=lambda: Window(WINDOW))
-    cosines: Window = field(default_factory=lambda: Window(WINDOW))
-    rates: list[float] = field(default_factory=list)  # the last 16
-    raw: list[float] = field(default_factory=list)  # ln of the last 32 norms as they were
-    recent: list[list[float]] = field(default_factory=list)  # step, norm, loss, cosine sigmas
-    peaks: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # norm, both, lasting
-    rising: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # of this excursion
-    flagged: int = 0  # steps with evidence since the last quiet spell
-    quiet: int = AFTERMATH  # steps since the last evidence
-    jump_age: int = JUMP_STEPS + 1
-    jump_ratio: float = 1.0
-    jump_step: int = -1
-    jump_base: float = 0.0
-
-    def copy(self) -> ExplodingState:
-        """Return a state of its own."""
-        return replace(
-            self,
-            norms=self.norms.copy(),
-            losses=self.losses.copy(),
-            cosines=self.cosines.copy(),
-            rates=self.rates.copy(),
-            raw=self.raw.copy(),
-            recent=self.recent.copy(),
-        )
 
 
 def find_exploding(state: ExplodingState, x: Witness) -> Spike | None:
@@ -110,142 +107,219 @@ def find_exploding(state: ExplodingState, x: Witness) -> Spike | None:
     The state moves on in place. Values of a step with evidence enter the windows only as far as
     their usual range reaches, so that a burst does not raise the limits for the steps after it.
     """
-    _follow_rate(state, x)
+    follow_rate(state, x)
+    state.seen += 1
     if len(state.norms) < FEWEST:
-        _accept(state, x, flagged=False)
+        accept(state, x, flagged=False)
         return None
-    norm, loss, cosine = _sigmas(state, x)
+    norm, loss, cosine = sigmas(state, x)
     over = x.log_norm - state.norms.median
     state.recent = [*state.recent[-4:], [x.step, norm, loss, cosine, over, x.shape_spread]]
-    spike = _judge(state, x, norm, loss)
+    up = _step_up(state, x)
+    spike = None if _is_innocent(state, up) else _judge(state, x, up)
     if spike is None:
         state.quiet += 1
-        if state.quiet >= QUIET:
-            state.flagged = 0
-        _remember_peak(state, norm, loss)
+        if state.quiet == QUIET:
+            _get_over(state)
+        remember_peak(state, norm, _innocent(state, up) if norm >= 1 else [])
     else:
         state.quiet = 0
         state.flagged += 1
-        state.rising = [0.0, 0.0, 0.0]
-    _accept(state, x, flagged=spike is not None or norm > 4)
-    _settle(state)
+        state.rising = [0.0] * len(state.rising)
+    accept(state, x, flagged=spike is not None or norm > 4)
+    settle(state)
     return spike
 
 
-def is_high(state: ExplodingState, log_norm: float) -> bool:
-    """Whether a norm is so far up that the shape of its growth matters."""
-    return len(state.norms) >= FEWEST and log_norm - state.norms.median >= LASTING_OVER
+def is_raised(state: ExplodingState, log_norm: float) -> bool:
+    """Whether a norm is so far up, or up for the second time, that the shape of its growth matters."""
+    if len(state.norms) < FEWEST:
+        return False
+    over = log_norm - state.norms.median
+    again = bool(state.recent) and state.recent[-1][OVER] >= LEAST_OVER
+    return over >= LASTING_OVER or (again and over >= LEAST_OVER)
 
 
-def _sigmas(state: ExplodingState, x: Witness) -> tuple[float, float, float]:
-    wide = 1 + SMALL_SAMPLE / len(state.norms)
-    norm = (x.log_norm - state.norms.median) / (max(SPREAD_FLOOR, state.norms.spread()) * wide)
-    loss = cosine = math.nan
-    if math.isfinite(x.loss) and len(state.losses) >= FEWEST:
-        middle = state.losses.median
-        floor = max(LOSS_FLOOR * abs(middle), 1e-12)
-        loss = (x.loss - middle) / (max(floor, state.losses.spread()) * wide)
-    if math.isfinite(x.cosine) and len(state.cosines) >= FEWEST:
-        spread = max(COSINE_FLOOR, state.cosines.spread())
-        cosine = (_fisher(x.cosine) - state.cosines.median) / (spread * wide)
-    return norm, loss, cosine
+def _is_innocent(state: ExplodingState, up: float) -> bool:
+    """Whether no rule can reach its limit: each asks for at least this much of norm or cosine.
 
-
-def _remember_peak(state: ExplodingState, norm: float, loss: float) -> None:
-    """Learn how far innocent excursions of this run go; each counts once it is over.
-
-    Counting it earlier would raise the limit in front of a ramp, step by step.
+    Only a jump of the learning rate lets the loss alone decide.
     """
-    a, b, c = state.peaks
-    if norm < 1:
-        x, y, z = state.rising
-        state.peaks = [max(a * PEAK_KEPT, x), max(b * PEAK_KEPT, y), max(c * PEAK_KEPT, z)]
-        if x or y or z:
-            state.rising = [0.0, 0.0, 0.0]
-        return
-    state.peaks = [a * PEAK_KEPT, b * PEAK_KEPT, c * PEAK_KEPT]
-    x, y, z = state.rising
-    both = min(norm, loss) if math.isfinite(loss) else 0.0
-    state.rising = [max(x, norm), max(y, both), max(z, _lasting(state))]
+    _, norm, _, cosine, _, _ = state.recent[-1]
+    least = min(SCALED_THRICE, LOSS_LASTING_NORM, 2.0)
+    if norm >= least or up > 0 or state.jump_age <= JUMP_STEPS:
+        return False
+    return not cosine >= 1 and mean_sigmas(state, NORM, 3) < least
 
 
-def _lasting(state: ExplodingState) -> float:
-    """Least sigmas of ln norm of the last three steps."""
-    return min((entry[1] for entry in state.recent[-3:]), default=0.0)
-
-
-def _judge(state: ExplodingState, x: Witness, norm: float, loss: float) -> Spike | None:
-    over = x.log_norm - state.norms.median
-    if _is_innocent(state, norm, cosine=state.recent[-1][3]):
-        return None
-    both = min(norm, loss) if math.isfinite(loss) else 0.0
-    # Instability comes in clusters, and the first of a cluster has been told.
-    calm = 1.0 if state.quiet >= AFTERMATH else AFTERMATH_FACTOR
-    alone_limit = calm * min(ALONE_MOST, max(ALONE, HEADROOM * state.peaks[0]))
-    both_limit = calm * max(TOGETHER, HEADROOM * state.peaks[1])
-    scores = {"together": both / both_limit}
-    if over >= math.log(3):
-        scores["norm"] = norm / alone_limit
-    scores["direction"] = _same_direction(state, x)
-    if min(entry[4] for entry in state.recent[-3:]) >= LASTING_OVER:
-        shapes = sorted(entry[5] for entry in state.recent[-3:])
-        if len(shapes) == 3 and shapes[1] <= SHAPE:
-            scores["scaled"] = _lasting(state) / (calm * max(LASTING, HEADROOM * state.peaks[2]))
-    if state.jump_age <= JUMP_STEPS:
-        rise = loss / 4.0 if math.isfinite(loss) else 0.0
-        scores["rate"] = max(norm / 2.5, rise)
+def _judge(state: ExplodingState, x: Witness, up: float) -> Spike | None:
+    _, norm, loss, _, _, _ = state.recent[-1]
+    scores = _scores(state, x, up)
     rule = max(scores, key=lambda name: scores[name])
     score = scores[rule]
     opens = state.quiet >= QUIET
     if not opens and score < 1:
         # Hysteresis: what has begun goes on at half the limit.
-        score, rule = max(norm / 3.0, both / 2.0), "goes on"
+        score, rule = max(norm / 3.0, _both(norm, loss) / 2.0), "goes on"
     if score < 1:
         return None
-    usual = math.tanh(state.cosines.median) if len(state.cosines) else math.nan
+    if opens:
+        state.loss_before = mean_sigmas(state, LOSS, 3)
+        state.harmless = False
+    same_direction = scores["direction"] >= 1 or (up >= 1 and _agrees(state))
+    jumped = state.jump_age <= JUMP_STEPS
+    explained = same_direction or jumped
+    state.harmless = not explained and _is_harmless(state, x, scores)
+    if explained:
+        state.worst = [0.0] * len(state.worst)
     return Spike(
         rule=rule,
         opens=opens,
         score=score,
         expected=math.exp(state.norms.median),
         onset_step=_onset(state, x.step),
+        loss_before=state.loss_before,
         norm_sigmas=norm,
         loss_sigmas=loss,
         cosine=x.cosine,
-        usual_cosine=usual,
-        same_direction=scores["direction"] >= 1,
-        rate_ratio=state.jump_ratio if state.jump_age <= JUMP_STEPS else 1.0,
+        usual_cosine=math.tanh(state.cosines.median) if len(state.cosines) else math.nan,
+        same_direction=same_direction,
+        known=state.harmless,
+        rate_ratio=state.jump_ratio if jumped else 1.0,
         rate_step=state.jump_step,
     )
 
 
-def _fisher(cosine: float) -> float:
-    """Fisher's z of a cosine: its spread does not shrink towards the ends."""
-    return math.atanh(max(-0.999, min(0.999, cosine)))
-
-
-def _is_innocent(state: ExplodingState, norm: float, *, cosine: float) -> bool:
-    """Whether no rule can reach its limit: each asks for at least this much of norm or cosine.
-
-    Only a jump of the learning rate lets the loss alone decide.
-    """
+def _scores(state: ExplodingState, x: Witness, up: float) -> dict[str, float]:
+    """How far each rule is beyond its limit, which is 1."""
+    _, norm, loss, _, over, _ = state.recent[-1]
+    # Instability comes in clusters, and the first of a cluster has been told.
+    calm = 1.0 if state.quiet >= AFTERMATH else AFTERMATH_FACTOR
+    peaks = [HEADROOM * peak for peak in state.peaks]
+    scores = {
+        "direction": _same_direction(state, x),
+        "together": _both(norm, loss) / (calm * max(TOGETHER, peaks[1])),
+        "step up": up / (calm * max(STEP_UP, peaks[3])),
+        "scaled": _scaled(state) / calm,
+        "loss lasting": _loss_lasting(state) / (calm * max(1.0, peaks[4])),
+    }
+    if over >= ALONE_OVER:
+        scores["norm"] = norm / (calm * min(ALONE_MOST, max(ALONE, peaks[0])))
+    last = state.recent[-3:]
+    if len(last) == 3 and min(entry[OVER] for entry in last) >= LASTING_OVER:
+        alike = sorted(entry[SHAPE] for entry in last)[1] <= LASTING_SHAPE
+        scores["lasting"] = alike * _lasting(state) / (calm * max(LASTING, peaks[2]))
+    if loss >= LOSS_FAR and x.loss - state.losses.median >= LOSS_FAR_RISE * state.loss_scale:
+        scores["loss"] = min(loss / LOSS_FAR, norm / LOSS_FAR_NORM) / calm
     if state.jump_age <= JUMP_STEPS:
-        return False
-    least = LASTING if state.quiet >= QUIET else 2.0
-    return norm < least and not cosine >= SAME_DIRECTION
+        scores["rate"] = max(norm / 2.5, loss / 4.0 if math.isfinite(loss) else 0.0)
+    return scores
+
+
+def _innocent(state: ExplodingState, up: float) -> list[float]:
+    """Values of the rules that learn from innocent excursions."""
+    _, norm, loss, _, _, _ = state.recent[-1]
+    return [norm, _both(norm, loss), _lasting(state), up, _loss_lasting(state), 0.0]
+
+
+def _both(norm: float, loss: float) -> float:
+    return min(norm, loss) if math.isfinite(loss) else 0.0
+
+
+def _lasting(state: ExplodingState) -> float:
+    """Least sigmas of ln norm of the last three steps."""
+    return min((entry[NORM] for entry in state.recent[-3:]), default=0.0)
+
+
+def _loss_lasting(state: ExplodingState) -> float:
+    """Score of a loss that is up for three steps, none of them counted for too much, and the norm too."""
+    losses = [min(entry[LOSS], 2 * LOSS_LASTING) for entry in state.recent[-3:]]
+    if len(losses) < 3 or not min(losses) >= LOSS_LASTING_LEAST:
+        return 0.0
+    norm = max(0.0, mean_sigmas(state, NORM, 3))
+    return min(norm / LOSS_LASTING_NORM, sum(losses) / 3 / LOSS_LASTING)
+
+
+def _step_up(state: ExplodingState, x: Witness) -> float:
+    """Score of norms that have stepped up and stay up; 0 where loss or schedule explain it."""
+    last = state.recent[-LASTING_STEPS:]
+    if len(last) < LASTING_STEPS or min(entry[OVER] for entry in last) < LEAST_OVER:
+        return 0.0
+    norm, over = last[-1][NORM], last[-1][OVER]
+    if norm < STEP_UP_LEAST or state.seen < STEP_UP_FIRST or state.fall_age < WINDOW:
+        return 0.0
+    if mean_sigmas(state, LOSS, LASTING_STEPS) < LOSS_FALLING:
+        return 0.0
+    shapes = sorted(entry[SHAPE] for entry in last)
+    score = step_up(
+        state.norms.values[: 1 - LASTING_STEPS],
+        [*state.raw[1 - LASTING_STEPS - BEFORE :], x.log_norm],
+        sigma=max(SPREAD_FLOOR, over / norm),
+        apart=0.5 * (shapes[1] + shapes[2]),
+        usually=_usual_shape(state),
+    )
+    return score * AGREEING if _agrees(state) else score
+
+
+def _usual_shape(state: ExplodingState) -> float:
+    """How differently the tensors of this run usually grow; infinite while that is not known."""
+    return state.shapes.median if len(state.shapes) >= SHAPES_KNOWN else math.inf
+
+
+def _scaled(state: ExplodingState) -> float:
+    """Score of steps in a row at which every tensor grew alike while the loss is as usual."""
+    limit = min(SCALED_SHAPE, UNUSUALLY_ALIKE * _usual_shape(state))
+    least: list[float] = []
+    for _, norm, loss, _, over, shape in reversed(state.recent[-3:]):
+        if over < LASTING_OVER or shape > limit or loss > LOSS_QUIET:
+            break
+        least.append(min([norm, *least[-1:]]))
+    twice = least[1] / SCALED if len(least) >= 2 else 0.0
+    return max(twice, least[2] / SCALED_THRICE) if len(least) == 3 else twice
+
+
+def _agrees(state: ExplodingState) -> bool:
+    """Whether one of the newest cosines, which may be sampled, is far above its past."""
+    return any(entry[COSINE] >= SAME_DIRECTION for entry in state.recent[-LASTING_STEPS:])
 
 
 def _same_direction(state: ExplodingState, x: Witness) -> float:
-    """Score of gradients that suddenly agree with one another while norm or loss rises."""
+    """Score of gradients that suddenly agree with one another, most of all while norm or loss rises."""
     last = state.recent[-3:]
-    if len(last) < 3 or not math.isfinite(x.cosine):
+    if len(last) < 3 or not all(math.isfinite(entry[COSINE]) for entry in last):
         return 0.0
-    rise = x.cosine - math.tanh(state.cosines.median) if len(state.cosines) else 0.0
-    least = min(entry[3] for entry in last)
-    grows = max(*(entry[1] for entry in last), max(entry[2] for entry in last) / 3)
+    rise = x.cosine - math.tanh(state.cosines.median)
+    least = min(entry[COSINE] for entry in last)
+    grows = max(*(entry[NORM] for entry in last), max(entry[LOSS] for entry in last) / 3)
     if rise >= 0.25 and grows >= 1.0:
-        return least / SAME_DIRECTION
-    return least / REPEATED if rise >= 0.5 else 0.0
+        four = [entry[COSINE] for entry in state.recent[-LASTING_STEPS:]]
+        return max(least, agreement(state.cosines.values, four)) / SAME_DIRECTION
+    if rise < 0.5:
+        return 0.0
+    return least / (REPEATED if x.cosine < SAME else SAME_DIRECTION)
+
+
+def _get_over(state: ExplodingState) -> None:
+    """Note how bad it was: what the run gets over by itself is not worth the same warning again."""
+    state.flagged = 0
+    state.told = [max(a, b) for a, b in zip(state.told, state.worst, strict=True)]
+    state.worst = [0.0] * len(state.worst)
+
+
+def _is_harmless(state: ExplodingState, x: Witness, scores: dict[str, float]) -> bool:
+    """Whether the run got over as much before, or loss and norm stay below those of its start.
+
+    The latter is a batch that is hard for a model that has nearly learnt its task.
+    """
+    others = max(score for rule, score in scores.items() if rule not in TOLD)
+    rose = state.recent[-1][LOSS] >= TOGETHER or state.harmless
+    low = x.loss < TAME_LOSS * state.loss_scale and x.log_norm < state.first_level
+    if rose and low and max(others, scores["step up"]) < 1:
+        return True
+    now = [*(scores.get(rule, 0.0) for rule in TOLD), 0.0]
+    state.worst = [max(a, b) for a, b in zip(state.worst, now, strict=True)]
+    pairs = zip(state.worst, state.told, strict=True)
+    return others < 1 and all(a < 1 or a <= TOLD_AGAIN * b for a, b in pairs)
 
 
 def _onset(state: ExplodingState, step: int) -> int:
@@ -255,52 +329,3 @@ def _onset(state: ExplodingState, step: int) -> int:
             break
         onset = int(at)
     return onset
-
-
-def _follow_rate(state: ExplodingState, x: Witness) -> None:
-    """Remember a learning rate that jumped, while it stays up and shortly after."""
-    state.jump_age += 1
-    if not (math.isfinite(x.rate) and x.rate > 0):
-        return
-    if len(state.rates) >= 4:
-        # A jump may take a few steps, but a warm-up must not look like one.
-        base = max(state.rates[:-3] if len(state.rates) == RATES_KEPT else state.rates)
-        if x.rate > JUMP * base > 0 and x.rate > JUMP * state.jump_base:
-            state.jump_age, state.jump_ratio = 0, x.rate / base
-            state.jump_step, state.jump_base = x.step, x.rate
-    if state.jump_base and x.rate < 0.7 * state.jump_base:
-        state.jump_base = 0.0
-        state.jump_age = max(state.jump_age, JUMP_STEPS - 2 * QUIET)
-    state.rates = [*state.rates[1 - RATES_KEPT :], x.rate]
-
-
-def _accept(state: ExplodingState, x: Witness, *, flagged: bool) -> None:
-    state.raw = [*state.raw[1 - SETTLED :], x.log_norm]
-    ready = len(state.norms) >= FEWEST
-    value = x.log_norm
-    if flagged and ready:
-        value = min(value, state.norms.median + 0.25)
-    state.norms.push(value)
-    if math.isfinite(x.loss):
-        value = x.loss
-        if len(state.losses) >= FEWEST:
-            spread = max(LOSS_FLOOR * abs(state.losses.median), state.losses.spread())
-            value = min(value, state.losses.median + 2 * spread)
-        state.losses.push(value)
-    if math.isfinite(x.cosine):
-        value = _fisher(x.cosine)
-        if len(state.cosines) >= FEWEST:
-            middle = state.cosines.median
-            reach = 3 * max(COSINE_FLOOR, state.cosines.spread())
-            value = min(max(value, middle - reach), middle + reach)
-        state.cosines.push(value)
-
-
-def _settle(state: ExplodingState) -> None:
-    """Take a level that has lasted and is steady for the usual one: a genuine shift."""
-    if state.flagged < SETTLED:
-        return
-    newest = Window(WINDOW, state.raw)
-    if newest.spread() < 2 * max(SPREAD_FLOOR, state.norms.spread()):
-        state.norms = newest
-        state.flagged = 0

@@ -20,6 +20,7 @@ __all__ = ["exploding_finding", "exploding_severity", "oscillating_finding", "va
 
 MOST_NAMED: Final = 16
 ALL_ALIKE: Final = 0.04  # of how much the tensors grew: nothing but a factor does that
+LOSS_UP: Final = 2.0  # robust sigmas, before an explosion was found
 WEIGHTS_RECENT: Final = 16  # steps after a jump of the weights during which it is named as cause
 
 LOSS_CAUSES: Final = {
@@ -33,7 +34,9 @@ Evidence = Mapping[str, float | int | str]
 
 
 def exploding_severity(spike: Spike, norm: float) -> Severity:
-    """Critical when the evidence is overwhelming, warning otherwise."""
+    """Critical when the evidence is overwhelming, warning otherwise; info when known by now."""
+    if spike.known:
+        return "info"
     far = spike.norm_sigmas >= 8 and norm >= 10 * spike.expected
     agreed = min(spike.norm_sigmas, spike.loss_sigmas) >= 8
     return "critical" if far or agreed else "warning"
@@ -53,7 +56,7 @@ def exploding_finding(
     columns = _most_grown(grew)
     names = tuple(signals.names[c] for c in columns)
     cause, evidence = _exploding_cause(spike, signals, i, shape_spread)
-    if cause in {"unknown", "unusual_batch"}:
+    if cause in {"unknown", "unusual_batch", "grown_alike"}:
         cause, evidence = _weights(weights, signals, (cause, evidence))
     return Finding(
         kind="exploding",
@@ -87,13 +90,16 @@ def _exploding_cause(
         ratio = {"learning_rate_ratio": spike.rate_ratio, "at_step": spike.rate_step}
         return "learning_rate_change", ratio
     if spike.same_direction:
-        grows = float(signals.norm[i]) >= 1.3 * spike.expected
+        # Labels or data that have something in common raise the loss at once; adding up does not.
+        grows = float(signals.norm[i]) >= 1.3 * spike.expected and spike.loss_before < LOSS_UP
         cosines = {"cosine": spike.cosine, "usual_cosine": spike.usual_cosine}
         return ("zero_grad_missing" if grows else "same_batch_again"), cosines
     over = float(signals.norm[i]) / spike.expected
     quiet_loss = math.isfinite(spike.loss_sigmas) and spike.loss_sigmas < 2
     if quiet_loss and spike.norm_sigmas >= 4 and over >= 3 and shape_spread <= ALL_ALIKE:
         return "loss_scale", {"factor": over}
+    if quiet_loss and spike.rule in {"step up", "scaled"}:
+        return "grown_alike", {"factor": over}
     if spike.loss_sigmas >= 3:
         return "unusual_batch", {
             "loss_sigmas": spike.loss_sigmas,
