@@ -15,6 +15,7 @@ import gradwatch_wire as wire
 from gradwatch_service.queries.quantities import run_quantity
 from gradwatch_service.queries.series import Pieces
 from gradwatch_service.store.sqlite import compacting
+from gradwatch_service.store.sqlite.keeping import used_bytes
 from gradwatch_service.store.sqlite.piece_cache import PieceCache
 
 MANIFEST = jobs.manifest()
@@ -301,3 +302,42 @@ def test_a_deleted_run_leaves_nothing_behind_and_others_alone(store, small_chunk
             runs = connection.execute(f"SELECT DISTINCT run_id FROM {table}").fetchall()  # noqa: S608 - our names
             assert runs == [(2,)], table
     assert len(next(iter(store.read("other", **WHOLE)))) == 64
+
+
+def test_what_is_left_of_old_steps_survives_compaction_on_both_sides_of_them(
+    tmp_path, small_chunks
+):
+    store = open_engine("sqlite", tmp_path, retention_full_seconds=0)
+    try:
+        store.register("run", MANIFEST, now=time.time())
+        append(store, range(10), sequence=0)
+        store.maintenance.compact(quiet=True)
+        append(store, range(2000, 2064), sequence=1)
+        store.maintenance.compact(quiet=True)
+        incident = b'{"opened_step": 5, "onset_step": 5, "last_step": 5, "attempt": 0}'
+        store.save("run", {"incident": {"i": incident}})
+        assert store.maintenance.retain() == 1
+        append(store, range(3000, 3010), sequence=2)
+        store.maintenance.compact(quiet=True)
+
+        assert whole(store)["steps"].tolist() == [*range(10), *range(3000, 3010)]
+        for tensor, metric in ((None, "global_norm"), (1, "norm")):
+            curve = pieces(store, metric, points=100_000, tensor=tensor)
+            assert curve.count.sum() == 84
+            assert ((curve.start >= 2000) & (curve.end < 2064)).any()
+    finally:
+        store.close()
+
+
+def test_one_step_to_a_delivery_leaves_no_page_for_each_behind(store):
+    wide = jobs.manifest(100)
+    store.register("wide", wide, now=time.time())
+    for step in range(300):
+        report = jobs.report([step], sequence=step, made=wide)
+        store.append(delivery("wide", report, wide))
+    store.maintenance.compact(quiet=True)
+    store.maintenance.shrink()
+    with store.database.reader() as connection:
+        (kept,) = connection.execute("SELECT sum(length(body)) FROM chunk_tensor").fetchone()
+        used = used_bytes(connection)
+    assert used - kept < 300 * 1000, "about a hundred bytes are left of each, not 4 kB"

@@ -56,12 +56,11 @@ def plan(reader: Reader, limit: Callable[[Piece], int], *, quiet: bool) -> list[
     Deliveries in step order until a chunk is full, with every chunk that they overlap and, when
     that one is small, the chunk right before them.
     """
-    pieces = reader.list(ALL)
-    hot = [piece for piece in pieces if not piece.cold]
+    hot = reader.hot(ALL)
     if not hot:
         return []
     enough = limit(hot[0])
-    cold = [piece for piece in pieces if piece.cold]
+    cold = reader.cold(Selection(start=hot[0].first, end=max(piece.last for piece in hot)))
     taken: list[Piece] = []
     steps = 0
     for piece in hot:
@@ -73,9 +72,9 @@ def plan(reader: Reader, limit: Callable[[Piece], int], *, quiet: bool) -> list[
         steps += piece.steps
     if not taken or (steps < enough and not quiet):
         return []
-    before = [piece for piece in cold if piece.last < taken[0].first]
-    if before and before[-1].steps + steps <= enough:
-        taken.append(before[-1])
+    before = reader.chunk_before(taken[0].first)
+    if before is not None and before.steps + steps <= enough:
+        taken.append(before)
     return sorted(_with_overlaps(taken, cold), key=lambda piece: (piece.first, piece.last))
 
 
@@ -104,14 +103,16 @@ def write_slice(connection: sqlite3.Connection, made: Slice) -> bool:
     """
     run_id, stream_id = made.key.run_id, made.key.stream_id
     hot = [piece.id for piece in made.pieces if not piece.cold]
-    cold = [piece.id for piece in made.pieces if piece.cold]
-    if not _still_there(connection, hot, cold):
+    cold = [piece for piece in made.pieces if piece.cold]
+    if not _still_there(connection, hot, [piece.id for piece in cold]):
         return False
-    for chunk_id in cold:
-        connection.execute("DELETE FROM chunk WHERE id = ?", (chunk_id,))
+    for piece in cold:
+        connection.execute("DELETE FROM chunk WHERE id = ?", (piece.id,))
         connection.execute(
-            "DELETE FROM chunk_tensor WHERE run_id = ? AND chunk_id = ?", (run_id, chunk_id)
+            "DELETE FROM chunk_tensor WHERE run_id = ? AND chunk_id = ?", (run_id, piece.id)
         )
+        # Piece by piece: between two of them may lie one whose roll-ups are all that is left of it.
+        remove_span(connection, (run_id, stream_id), (piece.first, piece.last))
     chunk = made.chunk
     cursor = connection.execute(
         "INSERT INTO chunk (run_id, stream_id, first_step, last_step, steps, manifest, made_at, "
@@ -133,8 +134,6 @@ def write_slice(connection: sqlite3.Connection, made: Slice) -> bool:
     )
     let_go(connection, hot)
     span = (chunk.first_step, chunk.last_step)
-    if cold:
-        remove_span(connection, (run_id, stream_id), span)
     add_rollup(connection, (run_id, stream_id), RUN, span, made.run_rollup)
     if made.tensor_rollup is not None:
         add_rollup(connection, (run_id, stream_id), TENSORS, span, made.tensor_rollup)

@@ -21,6 +21,7 @@ __all__ = ["Moved", "Piece", "Reader", "Selection"]
 
 BLOCK_STEPS = 1024
 CLUSTER_STEPS = 8192
+CHUNK = "first_step, last_step, steps, id, 1, -1, manifest"
 SPAN = "run_id = ? AND stream_id = ? AND first_step <= ? AND last_step >= ?"
 
 
@@ -108,11 +109,10 @@ class Reader:
 
     def read_cold(self, selection: Selection) -> Iterator[StepRows]:
         """The steps of chunks alone."""
-        for piece in self.list(selection):
-            if piece.cold:
-                rows = _within(self.load([piece], selection)[0], selection)
-                if rows is not None:
-                    yield rows
+        for piece in self.cold(selection):
+            rows = _within(self.load([piece], selection)[0], selection)
+            if rows is not None:
+                yield rows
 
     def hot(self, selection: Selection) -> list[Piece]:
         """The deliveries alone."""
@@ -123,17 +123,31 @@ class Reader:
         ).fetchall()
         return _ordered([Piece(*row) for row in rows])
 
+    def cold(self, selection: Selection) -> list[Piece]:
+        """The chunks alone."""
+        rows = self._connection.execute(
+            f"SELECT {CHUNK} FROM chunk WHERE detail = 1 AND {SPAN}",  # noqa: S608 - constant text
+            self._bounds(selection),
+        ).fetchall()
+        return _ordered([Piece(*row) for row in rows])
+
     def list(self, selection: Selection) -> list[Piece]:
         """Every delivery and chunk with steps in the selection, by first step."""
         # Deliveries first: what moves to a chunk between the two statements is then listed twice,
         # which is noticed when it is read, and not missed.
         hot = self.hot(selection)
-        cold = self._connection.execute(
-            "SELECT first_step, last_step, steps, id, 1, -1, manifest FROM chunk "  # noqa: S608 - constant text
-            f"WHERE detail = 1 AND {SPAN}",
-            self._bounds(selection),
-        ).fetchall()
-        return _ordered([*hot, *(Piece(*row) for row in cold)])
+        return _ordered([*hot, *self.cold(selection)])
+
+    def chunk_before(self, step: int) -> Piece | None:
+        """The chunk right before a step; None when its single steps are gone, or there is none."""
+        row = self._connection.execute(
+            f"SELECT {CHUNK}, detail FROM chunk WHERE run_id = ? AND stream_id = ? "  # noqa: S608 - constant text
+            "AND first_step < ? ORDER BY first_step DESC LIMIT 1",
+            (self._run_id, self._stream_id, step),
+        ).fetchone()
+        if row is None or not row[-1] or row[1] >= step:
+            return None
+        return Piece(*row[:-1])
 
     def _bounds(self, selection: Selection) -> tuple[int, int, int, int]:
         low = 0 if selection.start is None else selection.start

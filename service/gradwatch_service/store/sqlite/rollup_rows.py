@@ -45,7 +45,7 @@ def add_rollup(
 
 
 def remove_span(connection: sqlite3.Connection, place: Place, span: Span) -> None:
-    """Remove the pieces in a span, whatever row they were joined into: its chunk is made anew."""
+    """Remove a chunk's pieces, whatever row they were joined into: it is made anew."""
     first, last = span
     rows = connection.execute(
         "SELECT id, tensor, level, first_step, last_step, body FROM rollup WHERE run_id = ? "
@@ -53,9 +53,10 @@ def remove_span(connection: sqlite3.Connection, place: Place, span: Span) -> Non
         (*place, last, first),
     ).fetchall()
     for row_id, kind, level, low, high, body in rows:
-        left = None
-        if kind == RUN and not (low >= first and high <= last):
-            left = cut_out(body, first, last)
+        within = low >= first and high <= last
+        if kind == TENSORS and not within:
+            continue  # another chunk's: they are not joined
+        left = None if within else cut_out(body, first, last)
         if left is not None:
             _insert(connection, (*place, kind, level, low, high, left))
         connection.execute("DELETE FROM rollup WHERE id = ?", (row_id,))
