@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -39,6 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--table", action="store_true", help="Train nothing; show what is there.")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    os.environ.setdefault("GRADWATCH_QUIET", "1")  # the live arm's watches would tell of every run
     seeds = range(given.seeds or (2 if given.quick else 5))
     done = read(given.out)
     first = [
@@ -82,8 +84,7 @@ class Loop:
                 self._url = self._stack.enter_context(serving())
             self.done[unit] = result = run(unit, self._url)
             if self._out is not None:
-                with self._out.open("a") as out:
-                    out.write(json.dumps({"unit": asdict(unit), "result": result}) + "\n")
+                append(self._out, json.dumps({"unit": asdict(unit), "result": result}))
 
 
 def read(path: Path | None) -> Done:
@@ -98,6 +99,13 @@ def read(path: Path | None) -> Done:
             continue
         done[Unit(**given["unit"])] = given["result"]
     return done
+
+
+def append(path: Path, line: str) -> None:
+    """Add a line, below what is left of one that was cut off."""
+    cut = path.exists() and path.read_bytes()[-1:] not in {b"", b"\n"}
+    with path.open("a") as out:
+        out.write("\n" * cut + line + "\n")
 
 
 def judged(done: Mapping[Unit, dict[str, Any]]) -> dict[Unit, Figures]:

@@ -79,10 +79,16 @@ def report(found: Found, jobs: Sequence[str], arms: Sequence[str], seeds: int, s
         f"{steps} steps, {seeds} seeds, torch {torch.__version__}, one thread.",
         "Loss at the end (mean of the last tenth):\n\n" + losses(given, shown, rows),
         "Regret against the best fixed threshold of each job:\n\n" + regrets(given, shown, rows),
-        "Beside no clipping on the calm jobs, paired by seed:\n\n" + calm(given, shown, rows),
-        f"Regret minus that of {AGAINST}, paired by seed:\n\n" + paired(given, shown, rows),
-        "On the way, mean over the jobs that are not calm:\n\n" + on_the_way(given, shown, rows),
     ]
+    if any(SMALL_JOBS[job].calm for job in shown) and "none" in rows:
+        told = "Beside no clipping on the calm jobs, paired by seed:\n\n"
+        parts.append(told + calm(given, shown, rows))
+    if AGAINST in rows:
+        told = f"Regret minus that of {AGAINST}, paired by seed:\n\n"
+        parts.append(told + paired(given, shown, rows))
+    if any(not SMALL_JOBS[job].calm for job in shown):
+        told = "On the way, mean over the jobs that are not calm:\n\n"
+        parts.append(told + on_the_way(given, shown, rows))
     tuned = Results(found, seeds, steps, tuned=True)
     tried = [
         a for a in rows if all(tuned.complete(j, a) and _tried(found, j, a, steps) for j in shown)

@@ -19,7 +19,7 @@ def test_a_script_gets_the_threshold_and_its_reason(service):
     advice = gradwatch.recommendation("r", url=service.base_url, maximum=0.5)
 
     assert advice["threshold"] > 0.5 == advice["effective_threshold"]
-    assert "quartile" in advice["reason"]
+    assert "times the median" in advice["reason"]
 
 
 def test_a_script_that_gives_a_default_never_meets_none(service):

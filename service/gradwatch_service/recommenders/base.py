@@ -42,8 +42,8 @@ class Asked:
     """What the asker wants besides the threshold itself.
 
     Args:
-        preference: ``tight`` clips at the lowest tenth of the recent norms, ``balanced`` at the
-            lower quartile, ``guard`` only at what would be a spike.
+        preference: ``tight`` clips at the lowest tenth of the recent norms, ``guard`` only at what
+            would be a spike, ``balanced`` between the two: the more spikes, the tighter.
         default: What to use while there is no threshold. Inside the bounds, finite, above 0.
         minimum: Lower bound of the effective threshold. Finite, above 0.
         maximum: Upper bound of the effective threshold. Finite, above 0.
