@@ -24,16 +24,18 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.fault_kinds import NEW_KINDS
 from benchmarks.queries import serving
 from benchmarks.served_traces import WAYS, served
 from benchmarks.trace_baselines import BASELINES, score_detector
 from benchmarks.trace_reports import reports
-from benchmarks.trace_scorer import Incident, Score, Trace, load_split, score_split
+from benchmarks.trace_scorer import Incident, Outcome, Score, Trace, load_split, score_split
 
 from gradwatch_service.analysis.incidents import Incident as Found
 from gradwatch_service.analysis.optimizer_analysis import OptimizerAnalysis
@@ -46,6 +48,10 @@ from gradwatch_service.settings import Settings
 from gradwatch_wire import Manifest, TensorInfo, decode, encode
 
 SCALES = (0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5, 1.75)
+KINDS_APART: Mapping[str, Callable[[Outcome], bool]] = {
+    "known kinds": lambda outcome: outcome.fault.kind not in NEW_KINDS,
+    "new kinds": lambda outcome: outcome.fault.kind in NEW_KINDS,
+}
 LIMITS = ("ALONE", "TOGETHER", "LASTING", "REPEATED")
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "ours, deliveries of 10 steps": {},
@@ -256,6 +262,12 @@ def _compare(traces: Sequence[Trace], baselines: Mapping[str, Any]) -> None:
     scores |= {name: score_detector(detector, traces) for name, detector in baselines.items()}
     table([(name, result.figures()) for name, result in scores.items()])
     ours = scores["ours, deliveries of 10 steps"]
+    if any(outcome.fault.kind in NEW_KINDS for outcome in ours.outcomes):
+        print("\nOf the first row, kinds that public collections have, and those they lack:\n")
+        table(
+            (name, replace(ours, outcomes=[o for o in ours.outcomes if want(o)]).figures())
+            for name, want in KINDS_APART.items()
+        )
     by_kind(ours)
     for outcome in ours.visible:
         if not outcome.right_class:

@@ -14,7 +14,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-__all__ = ["CLASSES", "LENGTHS", "Injection", "Place"]
+__all__ = ["CLASSES", "LENGTHS", "NEW_KINDS", "Injection", "Place"]
 
 CLASSES: Final[Mapping[str, str]] = {
     "lr_spike": "exploding",
@@ -45,6 +45,8 @@ CLASSES: Final[Mapping[str, str]] = {
     "rate_alternates": "oscillating",
     "momentum_high": "oscillating",
 }
+
+NEW_KINDS: Final = tuple(CLASSES)[tuple(CLASSES).index("data_repeated") :]
 
 # Steps that a fault lasts; 0: to the end of the run.
 LENGTHS: Final[Mapping[str, int]] = {
