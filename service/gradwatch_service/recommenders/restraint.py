@@ -87,6 +87,8 @@ def restrained(before: Restraint, struck: Flags, held: Flags) -> tuple[Floats, T
         struck: [n] which norms are spikes.
         held: [n] after which the limit may not rise.
     """
+    if before == Restraint() and not struck.any():
+        return np.zeros(len(struck)), np.where(held, 0, FAST), before
     lowered, quiet = before.lowered, before.quiet
     downs, ticks = [], []
     for hit in struck.tolist():

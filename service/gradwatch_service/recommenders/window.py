@@ -28,7 +28,9 @@ def sorted_windows(past: Floats, values: Floats, size: int) -> tuple[Floats, Int
     past = past[-(size - 1) :]
     fill = np.full(size - 1 - len(past), np.inf)
     joined = np.concatenate([fill, past, values])
-    windows = np.sort(np.lib.stride_tricks.sliding_window_view(joined, size), axis=1)
+    # sliding_window_view, without what its checks cost at every block of a few steps.
+    shape, strides = (len(values), size), joined.strides * 2
+    windows = np.sort(np.lib.stride_tricks.as_strided(joined, shape, strides), axis=1)
     counts = np.minimum(len(past) + 1 + np.arange(len(values)), size)
     return windows, counts
 
@@ -43,8 +45,8 @@ def quantile(ordered: Floats, counts: Integers, q: float | Floats) -> Floats:
     place = q * (counts - 1)
     low = np.floor(place).astype(np.int64)
     high = np.minimum(low + 1, counts - 1)
-    below = np.take_along_axis(ordered, low[:, None], axis=1)[:, 0]
-    above = np.take_along_axis(ordered, high[:, None], axis=1)[:, 0]
+    rows = np.arange(len(ordered))
+    below, above = ordered[rows, low], ordered[rows, high]
     found: Floats = below + (place - low) * (above - below)
     return found
 
