@@ -87,6 +87,39 @@ def test_a_threshold_per_tensor_equals_the_recomputation_from_the_tensors(servic
     check(result, by_hand(values, norms, 0.4))
 
 
+@pytest.fixture(scope="module")
+def resumed(service):
+    """A job that was rewound: attempt 1 begins at step 60, long before attempt 0 ended."""
+    first, second = random_norms(100, 11), 2 * random_norms(90, 12)
+    nonfinite = np.zeros((90, 3), int)
+    nonfinite[5, 1] = 2
+    post_run(service, "resumed", {"norm": first}, session="one", finish=False)
+    columns = {"norm": second, "nonfinite_count": nonfinite}
+    post_run(service, "resumed", columns, session="two", first_step=60)
+    return first, second
+
+
+@pytest.mark.parametrize(
+    ("attempt", "first", "last"), [(None, 0, 149), (1, 60, 149), (0, 0, 99)], ids=str
+)
+def test_a_rewound_job_is_tried_on_the_steps_that_count(service, resumed, attempt, first, last):
+    chosen = {} if attempt is None else {"attempt": attempt}
+    query = {"metric": "global_norm", "points": 1000, **chosen}
+    series = get(service, "runs/resumed/series", **query)
+    inside = [first <= step <= last for step in series["start_step"]]
+    norms = [
+        value
+        for value, kept in zip(series["mean"], inside, strict=True)
+        if kept and value is not None
+    ]
+
+    answer = ask(service, "resumed", policy="norm", threshold=2.0, **chosen)
+
+    assert (answer["first_step"], answer["last_step"]) == (first, last)
+    assert answer["results"][0]["steps"] == len(norms)
+    check(answer["results"][0], by_hand(norms, norms, 2.0))
+
+
 def test_several_thresholds_are_answered_in_the_order_they_were_asked(service, posted):
     several = ask(service, thresholds=[2.0, 0.5, 1.0])["results"]
 
