@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 import zlib
 from typing import Any
 
@@ -18,6 +19,7 @@ __all__ = ["ENCODINGS", "decompress", "parse_json", "read_json"]
 
 ENCODINGS = ("identity", "gzip", "zstd")
 PIECE = 64 * 1024
+_local = threading.local()
 
 
 def decompress(body: bytes, encoding: str, limit: int) -> bytes:
@@ -90,8 +92,7 @@ def _gunzip(body: bytes, limit: int) -> bytes:
 
 
 def _unzstd(body: bytes, limit: int) -> bytes:
-    # The window is bounded, since it is allocated before anything is read.
-    inflate = zstandard.ZstdDecompressor(max_window_size=2**27)
+    inflate = _decompressor()
     claimed = zstandard.frame_content_size(body)
     if claimed > limit:
         raise _too_large(limit)
@@ -109,6 +110,15 @@ def _unzstd(body: bytes, limit: int) -> bytes:
     if not pieces and body[:4] != b"\x28\xb5\x2f\xfd":
         raise EOFError
     return b"".join(pieces)
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    # One for each thread: they are costly to make and not to be shared.
+    if not hasattr(_local, "decompressor"):
+        # The window is bounded, since it is allocated before anything is read.
+        _local.decompressor = zstandard.ZstdDecompressor(max_window_size=2**27)
+    made: zstandard.ZstdDecompressor = _local.decompressor
+    return made
 
 
 def _too_large(limit: int) -> ServiceError:

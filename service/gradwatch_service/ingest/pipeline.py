@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,7 +91,7 @@ class Ingest:
         if self._pool is not None:
             self._pool.shutdown(wait=True)
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[Body]:
         """Read a request's body; its bytes count against the queue until the block ends.
 
@@ -131,8 +131,10 @@ class Ingest:
             SequenceConflictError, UnknownRunError, UnknownAttemptError, UnknownManifestError,
             StoreUnavailableError: As :meth:`Store.append`.
         """
-        delivery = await self.offload(self._prepare, run, body)
-        receipt = await asyncio.wrap_future(self._store.append(delivery))
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[tuple[Delivery, Receipt]] = loop.create_future()
+        self._decoders.submit(self._deliver, run, body, loop, answer)
+        delivery, receipt = await answer
         self._counted(body, len(delivery.rows.manifest.tensors), receipt)
         return delivery, receipt
 
@@ -151,9 +153,14 @@ class Ingest:
 
     async def offload(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """Run ``work`` in a decoding thread."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._decoders, work, *arguments)
+
+    @property
+    def _decoders(self) -> ThreadPoolExecutor:
         if self._pool is None:
             raise RuntimeError("the service has not started")
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+        return self._pool
 
     def project(self, run: str) -> str:
         """Project of a run, usually without asking the store.
@@ -181,6 +188,31 @@ class Ingest:
         """Note that the run takes steps the short way."""
         with self._lock:
             _remember(self._opened, run, None)
+
+    def _deliver(
+        self,
+        run: str,
+        body: Body,
+        loop: asyncio.AbstractEventLoop,
+        answer: asyncio.Future[tuple[Delivery, Receipt]],
+    ) -> None:
+        """Decode in this thread and hand to the writer; the loop hears of the commit alone."""
+
+        def settle(result: tuple[Delivery, Receipt] | None, error: BaseException | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(_settle, answer, result, error)
+
+        def committed(done: Future[Receipt]) -> None:
+            error = done.exception()
+            settle(None if error else (delivery, done.result()), error)
+
+        try:
+            delivery = self._prepare(run, body)
+            waiting = self._store.append(delivery)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the answer
+            settle(None, error)
+        else:
+            waiting.add_done_callback(committed)
 
     def _prepare(self, run: str, body: Body) -> Delivery:
         report = self._decode(body)
@@ -240,6 +272,15 @@ class Ingest:
                     self._opened.pop(commit.run, None)
                     for key in [key for key in self._known if key[0] == commit.run]:
                         del self._known[key]
+
+
+def _settle(answer: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if answer.done():
+        return  # whoever asked has gone
+    if error is None:
+        answer.set_result(result)
+    else:
+        answer.set_exception(error)
 
 
 def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any) -> None:
