@@ -41,6 +41,8 @@ def recommendation(
     minimum: float | None = None,
     maximum: float | None = None,
     prior: bool = False,
+    removed_energy: float | None = None,
+    optimizer: str | None = None,
 ) -> dict[str, Any]:
     """Ask the service which threshold it recommends for a run, and why.
 
@@ -53,6 +55,8 @@ def recommendation(
         minimum: ``effective_threshold`` is never below this.
         maximum: ``effective_threshold`` is never above this.
         prior: Let earlier runs of the same model speak while this one has few norms (``norm``).
+        removed_energy: Share of the gradient's energy that clipping may remove (``value``); 0.01.
+        optimizer: Name of one of several optimizers.
 
     Returns:
         The service's answer: ``threshold``, ``effective_threshold``, ``interval``, ``status``,
@@ -75,6 +79,14 @@ def recommendation(
     query = {"policy": policy, "preference": preference}
     if prior:
         query["prior"] = "true"
+    if optimizer is not None:
+        query["optimizer"] = optimizer
+    if removed_energy is not None:
+        if not 0 < removed_energy < 1:
+            raise QueryError(
+                f"recommendation(removed_energy={removed_energy!r}): give a share between 0 and 1."
+            )
+        query["removed_energy"] = repr(float(removed_energy))
     query |= {name: repr(float(value)) for name, value in bounds.items() if value is not None}
     path = f"/runs/{quote(run, safe='')}/recommendation?{urlencode(query)}"
     answer = _get(resolve(url=url), path)

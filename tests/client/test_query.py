@@ -30,6 +30,13 @@ def test_a_script_that_gives_a_default_never_meets_none(service):
         assert advice["effective_threshold"] == 2.0
 
 
+def test_a_script_can_say_how_much_energy_and_which_optimizer(service):
+    chosen = {"policy": "value", "removed_energy": 0.05, "optimizer": "default"}
+    assert gradwatch.recommendation("r", url=service.base_url, **chosen)["removed_energy"] == 0.05
+    with pytest.raises(gradwatch.QueryError, match="no optimizer 'other'"):
+        gradwatch.recommendation("r", url=service.base_url, optimizer="other")
+
+
 def test_an_unknown_run_is_an_error_with_status_and_code(service):
     with pytest.raises(gradwatch.QueryError, match="nobody") as refused:
         gradwatch.recommendation("nobody", url=service.base_url)
@@ -44,7 +51,14 @@ def test_a_service_that_is_not_there_is_an_error_that_names_the_address():
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"policy": "nonsense"}, {"preference": "loose"}, {"default": 0.0}, {"minimum": float("nan")}],
+    [
+        {"policy": "nonsense"},
+        {"preference": "loose"},
+        {"default": 0.0},
+        {"minimum": float("nan")},
+        {"removed_energy": 1.0},
+        {"removed_energy": float("nan")},
+    ],
 )
 def test_an_argument_that_is_not_allowed_is_named_before_anything_is_sent(arguments):
     with pytest.raises(gradwatch.QueryError, match="recommendation"):

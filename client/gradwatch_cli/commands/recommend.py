@@ -25,6 +25,13 @@ def command(
     prior: Annotated[
         bool, typer.Option("--prior", help="Let earlier runs of the same model speak at first.")
     ] = False,
+    removed_energy: Annotated[
+        float | None,
+        typer.Option(help="For value: share of the energy clipping may remove. [0.01]"),
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="Name of one of several optimizers.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Recommend a clipping threshold for a run, with its evidence."""
@@ -36,6 +43,8 @@ def command(
         min=minimum,
         max=maximum,
         prior="true" if prior else None,
+        removed_energy=removed_energy,
+        optimizer=optimizer,
     )
     if as_json:
         print_json(answer)
