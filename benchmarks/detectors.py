@@ -241,11 +241,15 @@ def main() -> None:
 def over_http(traces: Sequence[Trace]) -> None:
     """Print our row for every way in which deliveries may come to a real service."""
     scores = {}
+    told = {trace.name: set(counted(incidents(trace))) for trace in traces}
+    differ: list[str] = []
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as (_, http):
         for way, (batch, shuffled) in WAYS.items():
             found = served(http, traces, batch=batch, shuffled=shuffled)
+            differ += [f"{n} ({way})" for n, its in found.items() if set(its) != told[n]]
             scores[f"deliveries of {way}"] = score_split(traces, found).figures()
     table(scores.items())
+    print("\nTold otherwise than without a service:", ", ".join(differ) or "nothing")
 
 
 def _plain(incident: Incident) -> dict[str, Any]:
