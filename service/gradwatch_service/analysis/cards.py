@@ -170,6 +170,14 @@ _CAUSES: Final[Mapping[tuple[str, str], tuple[Callable[[_Facts], str], str]]] = 
         "unscale before clipping and stepping (scaler.unscale_(optimizer)), and check the scale "
         "of the loss",
     ),
+    ("exploding", "bad_start"): (
+        lambda f: (
+            "within the first steps the norm rose "
+            f"{float(f.evidence.get('factor', 0)):.3g}x, and the loss above where it began"
+        ),
+        "lower the learning rate or warm it up; clip from the first step on; check the "
+        "initialisation",
+    ),
     ("exploding", "grown_alike"): (
         lambda f: (
             "the tensors grew together, for several steps and by about "

@@ -19,6 +19,7 @@ __all__ = ["NOTICE_KINDS", "Incident", "IncidentTracker", "incident_id"]
 QUIET_STEPS: Final = 10  # reported steps without evidence after which an incident closes
 QUIET_FOR: Final = {"replicas_apart": 200}  # replicas are compared every few steps only
 SAME_CAUSE_STEPS: Final = 10  # tensors that join within so many steps belong to the same cause
+CAUSE_STEPS: Final = 32  # what is seen later may be a consequence
 MOST_TENSORS: Final = 256  # names kept per incident; a model can have ten thousand tensors
 NOTICE_KINDS: Final = (
     "replicas_apart",
@@ -281,7 +282,8 @@ def _extended(incident: Incident, finding: Finding) -> Incident:
     names = incident.tensors
     if new := [name for name in finding.tensors if name not in set(names)]:
         names = (*names, *new)[:MOST_TENSORS]
-    known = _telling(incident.cause) >= _telling(finding.cause)
+    late = finding.step > incident.opened_step + CAUSE_STEPS
+    known = late or _telling(incident.cause) >= _telling(finding.cause)
     longer = replace(
         incident,
         last_step=max(incident.last_step, finding.step),

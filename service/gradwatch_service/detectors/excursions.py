@@ -168,7 +168,7 @@ def accept(state: ExplodingState, x: Witness, *, flagged: bool) -> None:
         if math.isfinite(x.loss):
             state.loss_scale = max(state.loss_scale, abs(x.loss))
     value = x.log_norm
-    if flagged and len(state.norms) >= FEWEST:
+    if flagged:
         value = min(value, state.norms.median + 0.25)
     state.norms.push(value)
     if math.isfinite(x.shape_spread) and not flagged:

@@ -27,6 +27,7 @@ from gradwatch_service.detectors.excursions import (
     settle,
     sigmas,
 )
+from gradwatch_service.detectors.starting import START_STEPS, start_score
 from gradwatch_service.detectors.sustained import (
     BEFORE,
     LASTING_STEPS,
@@ -43,6 +44,9 @@ ALONE: Final = 8.5  # robust sigmas of ln norm that need no other witness
 ALONE_MOST: Final = 12.0
 ALONE_OVER: Final = math.log(3)
 TOGETHER: Final = 4.0  # robust sigmas when norm and loss agree
+BOTH_LEAST: Final = 2.5  # of the weaker of the two
+BOTH_APART: Final = 4.0  # times the other that a witness counts for at most
+MEAN_SHARE: Final = 0.8
 HEADROOM: Final = 1.3  # above the run's own largest innocent value
 AFTERMATH_FACTOR: Final = 1.3
 LASTING: Final = 3.5
@@ -53,24 +57,23 @@ SCALED_THRICE: Final = 2.0  # the same three times
 SCALED_SHAPE: Final = 0.25
 UNUSUALLY_ALIKE: Final = 0.6  # of the run's usual share: in some jobs all tensors always agree
 SHAPES_KNOWN: Final = 8
+SHAPE_EARLY: Final = 0.5  # on that share while neither is known
 LOSS_QUIET: Final = 1.5
 LOSS_FALLING: Final = -1.2  # mean of four: norms that rise while the loss falls are learning
 LOSS_FAR: Final = 8.0  # robust sigmas of a loss that needs little of the norm
 LOSS_FAR_NORM: Final = 2.5
 LOSS_FAR_RISE: Final = 0.5  # of the run's scale of losses
-LOSS_LASTING: Final = 5.0  # mean of three
+LOSS_LASTING: Final = 5.5  # mean of three
 LOSS_LASTING_LEAST: Final = 2.0  # each
-LOSS_LASTING_NORM: Final = 2.0
+LOSS_LASTING_NORM: Final = 2.2
 SAME_DIRECTION: Final = 4.5  # robust sigmas of the cosine, three steps in a row
 REPEATED: Final = 6.0  # the same where neither norm nor loss rises
+EVEN: Final = 1.2  # of ln norm; where most gradients are next to nothing, cosines tell nothing
 SAME: Final = 0.99  # a cosine that only the same batch gives
 AGREEING: Final = 1.25  # on a step up that a cosine far above its past speaks for
 STEP_UP: Final = 1.15
-STEP_UP_FIRST: Final = 80  # levels move by themselves before that
+STEP_UP_FIRST: Final = 100  # levels move by themselves before that
 STEP_UP_LEAST: Final = 1.5  # robust sigmas of the newest ln norm
-STARTED: Final = 32  # steps during which there may be too little history for anything else
-START_RISE: Final = math.log(30)  # over the median so far, with the loss above all so far
-START_ALONE: Final = math.log(300)  # where no loss is reported
 TOLD: Final = ("together", "norm", "loss", "loss lasting", "step up")  # may turn out harmless
 TOLD_AGAIN: Final = 1.1  # of the worst one that the run got over by itself
 TAME_LOSS: Final = 0.5  # of the run's scale of losses
@@ -110,13 +113,16 @@ def find_exploding(state: ExplodingState, x: Witness) -> Spike | None:
     follow_rate(state, x)
     state.seen += 1
     if len(state.norms) < FEWEST:
-        accept(state, x, flagged=False)
-        return None
+        start = _bad_start(state, x)
+        accept(state, x, flagged=start is not None)
+        return start
     norm, loss, cosine = sigmas(state, x)
     over = x.log_norm - state.norms.median
     state.recent = [*state.recent[-4:], [x.step, norm, loss, cosine, over, x.shape_spread]]
     up = _step_up(state, x)
     spike = None if _is_innocent(state, up) else _judge(state, x, up)
+    if spike is None and state.seen <= START_STEPS:
+        spike = _bad_start(state, x)
     if spike is None:
         state.quiet += 1
         if state.quiet == QUIET:
@@ -190,6 +196,32 @@ def _judge(state: ExplodingState, x: Witness, up: float) -> Spike | None:
     )
 
 
+def _bad_start(state: ExplodingState, x: Witness) -> Spike | None:
+    """What a run shows that explodes before it has a history."""
+    score = start_score(state, x)
+    if score < 1:
+        return None
+    opens = state.quiet >= QUIET
+    state.quiet = 0
+    state.flagged += 1
+    return Spike(
+        rule="start",
+        opens=opens,
+        score=score,
+        expected=math.exp(state.norms.values[0]),
+        onset_step=x.step,
+        loss_before=0.0,
+        norm_sigmas=math.nan,
+        loss_sigmas=math.nan,
+        cosine=x.cosine,
+        usual_cosine=math.nan,
+        same_direction=False,
+        known=False,
+        rate_ratio=1.0,
+        rate_step=-1,
+    )
+
+
 def _scores(state: ExplodingState, x: Witness, up: float) -> dict[str, float]:
     """How far each rule is beyond its limit, which is 1."""
     _, norm, loss, _, over, _ = state.recent[-1]
@@ -223,7 +255,14 @@ def _innocent(state: ExplodingState, up: float) -> list[float]:
 
 
 def _both(norm: float, loss: float) -> float:
-    return min(norm, loss) if math.isfinite(loss) else 0.0
+    """Sigmas that norm and loss show together: of the weaker, or nearly of their geometric mean."""
+    if not math.isfinite(loss):
+        return 0.0
+    least = min(norm, loss)
+    if least < BOTH_LEAST:
+        return least
+    mean = math.sqrt(min(norm, BOTH_APART * loss) * min(loss, BOTH_APART * norm))
+    return max(least, MEAN_SHARE * mean)
 
 
 def _lasting(state: ExplodingState) -> float:
@@ -269,6 +308,8 @@ def _usual_shape(state: ExplodingState) -> float:
 def _scaled(state: ExplodingState) -> float:
     """Score of steps in a row at which every tensor grew alike while the loss is as usual."""
     limit = min(SCALED_SHAPE, UNUSUALLY_ALIKE * _usual_shape(state))
+    if state.seen < STEP_UP_FIRST and len(state.shapes) < SHAPES_KNOWN:
+        limit *= SHAPE_EARLY
     least: list[float] = []
     for _, norm, loss, _, over, shape in reversed(state.recent[-3:]):
         if over < LASTING_OVER or shape > limit or loss > LOSS_QUIET:
@@ -291,6 +332,8 @@ def _same_direction(state: ExplodingState, x: Witness) -> float:
     rise = x.cosine - math.tanh(state.cosines.median)
     least = min(entry[COSINE] for entry in last)
     grows = max(*(entry[NORM] for entry in last), max(entry[LOSS] for entry in last) / 3)
+    if state.norms.spread() > EVEN:
+        return 0.0
     if rise >= 0.25 and grows >= 1.0:
         four = [entry[COSINE] for entry in state.recent[-LASTING_STEPS:]]
         return max(least, agreement(state.cosines.values, four)) / SAME_DIRECTION

@@ -20,7 +20,8 @@ __all__ = ["exploding_finding", "exploding_severity", "oscillating_finding", "va
 
 MOST_NAMED: Final = 16
 ALL_ALIKE: Final = 0.04  # of how much the tensors grew: nothing but a factor does that
-LOSS_UP: Final = 2.0  # robust sigmas, before an explosion was found
+LOSS_UP: Final = 2.0  # robust sigmas
+GROWN: Final = 1.3  # times the usual norm
 WEIGHTS_RECENT: Final = 16  # steps after a jump of the weights during which it is named as cause
 
 LOSS_CAUSES: Final = {
@@ -86,27 +87,32 @@ def _most_grown(grew: NDArray[np.float64]) -> list[int]:
 def _exploding_cause(
     spike: Spike, signals: Signals, i: int, shape_spread: float
 ) -> tuple[str, Evidence]:
-    if spike.rate_ratio > 1:
-        ratio = {"learning_rate_ratio": spike.rate_ratio, "at_step": spike.rate_step}
-        return "learning_rate_change", ratio
-    if spike.same_direction:
-        # Labels or data that have something in common raise the loss at once; adding up does not.
-        grows = float(signals.norm[i]) >= 1.3 * spike.expected and spike.loss_before < LOSS_UP
-        cosines = {"cosine": spike.cosine, "usual_cosine": spike.usual_cosine}
-        return ("zero_grad_missing" if grows else "same_batch_again"), cosines
     over = float(signals.norm[i]) / spike.expected
-    quiet_loss = math.isfinite(spike.loss_sigmas) and spike.loss_sigmas < 2
-    if quiet_loss and spike.norm_sigmas >= 4 and over >= 3 and shape_spread <= ALL_ALIKE:
-        return "loss_scale", {"factor": over}
-    if quiet_loss and spike.rule in {"step up", "scaled"}:
-        return "grown_alike", {"factor": over}
-    if spike.loss_sigmas >= 3:
-        return "unusual_batch", {
-            "loss_sigmas": spike.loss_sigmas,
-            "norm_sigmas": spike.norm_sigmas,
-            "at_step": spike.onset_step,
-        }
-    return "unknown", {}
+    quiet_loss = math.isfinite(spike.loss_sigmas) and spike.loss_sigmas < LOSS_UP
+    cause: tuple[str, Evidence] = ("unknown", {})
+    if spike.rule == "start":
+        cause = "bad_start", {"factor": over}
+    elif spike.rate_ratio > 1:
+        ratio = {"learning_rate_ratio": spike.rate_ratio, "at_step": spike.rate_step}
+        cause = "learning_rate_change", ratio
+    elif spike.same_direction and spike.loss_before < LOSS_UP:
+        # Labels or data that have something in common raise the loss at once; adding up does not.
+        cosines = {"cosine": spike.cosine, "usual_cosine": spike.usual_cosine}
+        cause = ("zero_grad_missing" if over >= GROWN else "same_batch_again"), cosines
+    elif quiet_loss and spike.norm_sigmas >= 4 and over >= 3 and shape_spread <= ALL_ALIKE:
+        cause = "loss_scale", {"factor": over}
+    elif quiet_loss and spike.rule in {"step up", "scaled"}:
+        cause = "grown_alike", {"factor": over}
+    elif spike.loss_sigmas >= 3:
+        cause = (
+            "unusual_batch",
+            {
+                "loss_sigmas": spike.loss_sigmas,
+                "norm_sigmas": spike.norm_sigmas,
+                "at_step": spike.onset_step,
+            },
+        )
+    return cause
 
 
 def _weights(
