@@ -11,9 +11,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
-from tests.conftest import serve_process
+from tests.conftest import free_port, serve_process
 from tests.service import jobs
 
 import gradwatch_wire as wire
@@ -56,7 +57,10 @@ class Record:
 def test_a_hundred_live_runs_stay_below_200_megabytes_without_growing(tmp_path):
     made = jobs.manifest(TENSORS)
     reports = [jobs.report([0], made=made, seed=seed) for seed in range(DISTINCT)]
-    with serve_process(tmp_path / "a.db") as service:
+    port = free_port()
+    # A soak that shares its machine may have to wait for its turn.
+    patient = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300)
+    with serve_process(tmp_path / "a.db", port=port, http=patient) as service:
         for run in range(RUNS):
             jobs.register(service.http, f"run-{run}", made)
         record, step = Record(service.process.pid), 0
