@@ -45,6 +45,13 @@ COMMANDS: dict[str, Entry] = {
     "incidents": Entry(
         "gradwatch_cli.commands.incidents", "what went wrong in a run, when, where and why"
     ),
+    "report": Entry(
+        "gradwatch_cli.commands.report", "a run as one file to attach to a ticket: Markdown or HTML"
+    ),
+    "export": Entry("gradwatch_cli.commands.export", "a run as one Parquet file"),
+    "import": Entry(
+        "gradwatch_cli.commands.import_file", "store an exported run in a service again"
+    ),
     "token": Entry("gradwatch_cli.commands.token", "create, list and revoke access tokens"),
     "store": Entry("gradwatch_cli.commands.store", "check, compact and measure a store"),
     "doctor": Entry(
@@ -65,6 +72,7 @@ EXTRAS: dict[str, str] = {
     "httptools": "service",
     "pydantic": "service",
     "prometheus_client": "service",
+    "pyarrow": "parquet",
     "numpy": "service",
     "orjson": "service",
     "zstandard": "service",

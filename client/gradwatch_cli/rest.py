@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -12,6 +13,7 @@ from typing import IO, Annotated, Any
 import typer
 
 from gradwatch_cli.errors import CommandError
+from gradwatch_wire import CONTENT_TYPE
 from gradwatch_wire.local_token import local_token
 
 __all__ = ["AsJson", "Rest", "Url", "print_json"]
@@ -19,6 +21,8 @@ __all__ = ["AsJson", "Rest", "Url", "print_json"]
 DEFAULT_URL = "http://127.0.0.1:8642"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 WRONG_USE = (400, 422)
+JSON = "application/json"
+MOST_WAITS = 60
 
 Url = Annotated[
     str | None,
@@ -64,9 +68,24 @@ class Rest:
         with self._open(path + suffix) as answer:
             return json.load(answer)
 
-    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+    def post(self, path: str, body: Mapping[str, Any] | list[Any]) -> Any:
         """Answer of a POST below ``/api/v1``."""
         with self._open(path, body) as answer:
+            return json.load(answer)
+
+    def put(self, path: str, body: Mapping[str, Any]) -> Any:
+        """Answer of a PUT below ``/api/v1``."""
+        with self._open(path, body, method="PUT") as answer:
+            return json.load(answer)
+
+    def fetch(self, path: str, **query: Any) -> bytes:
+        """What a GET below ``/api/v1`` answers in the compact form."""
+        with self._open(f"{path}?{urllib.parse.urlencode(query)}", kind=CONTENT_TYPE) as answer:
+            return answer.read()
+
+    def send(self, path: str, body: bytes) -> Any:
+        """Answer of a POST below ``/api/v1`` whose body is in the compact form."""
+        with self._open(path, body, kind=CONTENT_TYPE) as answer:
             return json.load(answer)
 
     def lines(self, path: str) -> Iterator[str]:
@@ -76,17 +95,26 @@ class Rest:
                 yield line.decode().rstrip("\r\n")
 
     @contextmanager
-    def _open(self, path: str, body: Mapping[str, Any] | None = None) -> Iterator[IO[bytes]]:
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        data = None if body is None else json.dumps(body).encode()
+    def _open(
+        self,
+        path: str,
+        body: Mapping[str, Any] | list[Any] | bytes | None = None,
+        *,
+        method: str | None = None,
+        kind: str = JSON,
+    ) -> Iterator[IO[bytes]]:
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         request = urllib.request.Request(  # noqa: S310 - the scheme was checked above
-            f"{self.url}/api/v1{path}", data=data, headers=headers
+            f"{self.url}/api/v1{path}",
+            data=data,
+            headers={"Content-Type": kind, "Accept": kind if data is None else JSON},
+            method=method,
         )
         if self._token:
             # Unredirected: a redirect must not carry the token elsewhere.
             request.add_unredirected_header("Authorization", f"Bearer {self._token}")
         try:
-            with self._opener.open(request, timeout=self._timeout) as answer:
+            with self._patiently(request) as answer:
                 yield answer
         except urllib.error.HTTPError as error:
             raise refusal(error) from error
@@ -98,6 +126,17 @@ class Rest:
             ) from error
         except json.JSONDecodeError as error:
             raise CommandError(f"{self.url} answers, but not as a gradwatch service") from error
+
+    def _patiently(self, request: urllib.request.Request) -> Any:
+        """Open; a service that is full says when to come again."""
+        for _ in range(MOST_WAITS):
+            try:
+                return self._opener.open(request, timeout=self._timeout)
+            except urllib.error.HTTPError as error:
+                if error.code != 429:
+                    raise
+                time.sleep(min(10.0, float(error.headers.get("Retry-After") or 1)))
+        return self._opener.open(request, timeout=self._timeout)
 
 
 def run_path(run: str, rest: str = "") -> str:

@@ -77,16 +77,32 @@ def _client() -> list[Check]:
 
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     checks = [Check("torch", f"{torch.__version__}, devices {', '.join(devices)}")]
+    kernels = _kernels()
+    if any(check.broken for check in kernels):
+        return [*checks, *kernels]
+    return [*checks, *kernels, Check("clipping", _measured_ratio())]
+
+
+def _kernels() -> list[Check]:
+    """Say which kernel each kind of device gets; where one is forced, look at its device alone."""
+    import torch  # noqa: PLC0415 -- the caller has made sure that it is there
+
     from gradwatch.errors import KernelError  # noqa: PLC0415 -- needs torch
     from gradwatch.kernels import choose  # noqa: PLC0415 -- needs torch
 
-    try:
-        kernel, fallback = choose("auto", torch.device("cpu"))
-    except KernelError as error:
-        text = f"GRADWATCH_KERNEL={os.environ.get('GRADWATCH_KERNEL')}: {error}"
-        return [*checks, Check("cpu kernel", "none", text, broken=True)]
-    checks.append(Check("cpu kernel", kernel.name, fallback or ""))
-    return [*checks, Check("clipping", _measured_ratio())]
+    asked = os.environ.get("GRADWATCH_KERNEL", "").strip()
+    places = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    checks = []
+    for place in [asked] if asked in places else places:
+        device = torch.device(place, 0) if place == "cuda" else torch.device(place)
+        try:
+            kernel, fallback = choose("auto", device)
+        except KernelError as error:
+            why = f"GRADWATCH_KERNEL={asked}: {error}"
+            checks.append(Check(f"{place} kernel", "none", why, broken=True))
+        else:
+            checks.append(Check(f"{place} kernel", kernel.name, fallback or ""))
+    return checks
 
 
 def _measured_ratio() -> str:

@@ -14,6 +14,7 @@ from gradwatch_service.routes import (
     runs,
     series,
     steps,
+    stored,
     tensors,
 )
 
@@ -23,6 +24,7 @@ ALL_ROUTERS = (
     runs.router,
     reports.router,
     steps.router,
+    stored.router,
     listing.router,
     series.router,
     tensors.router,
