@@ -13,6 +13,7 @@ from tests.conftest import poll
 from tests.service.analysed import MANIFEST, healthy_rows, troubled_rows
 
 from gradwatch_service.analysis.analyser import Analyser, AnalysisSnapshot
+from gradwatch_service.analysis.run_analysis import RunAnalysis
 from gradwatch_service.rows import StepRows
 from gradwatch_service.settings import Settings
 from gradwatch_service.store.base import Store
@@ -129,6 +130,30 @@ def test_attempts_are_analysed_each_on_its_own_and_a_rewind_is_no_trouble(
     assert analyser.wait("run", PATIENCE) == (True, 269)
     analyser.stop()
     assert heard.newest["run"].open == ()
+
+
+def test_a_run_whose_analysis_fails_is_tried_again_after_a_while_and_not_with_every_report(
+    store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[str] = []
+
+    def failing(analysis: RunAnalysis, now: float) -> None:
+        tries.append(analysis.run)
+        raise ZeroDivisionError
+
+    clock = Clock()
+    with monkeypatch.context() as patched:
+        patched.setattr(RunAnalysis, "tick", failing)
+        analyser, _ = started(store, settings, clock=clock)
+        rows = healthy_rows(200)
+        for sequence in range(10):
+            send(store, rows.cut(20 * sequence, 20 * sequence + 20), sequence)
+            analyser.wait("run", 0.05)
+        poll(lambda: tries)
+    assert tries == ["run"]
+    clock.now += 31.0
+    assert analyser.wait("run", PATIENCE) == (True, 199)
+    analyser.stop()
 
 
 def test_a_run_without_reports_becomes_silent_and_comes_back(

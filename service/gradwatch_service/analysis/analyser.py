@@ -95,6 +95,7 @@ class Analyser:
         self._mail: dict[str, _Mail] = {}
         self._mail_bytes = 0
         self._due: dict[str, float] = {}
+        self._paused: dict[str, float] = {}  # runs whose analysis failed, and until when
         self._noted: dict[str, int] = {}  # run to generation of its newest commit
         self._done: dict[str, int] = {}  # run to generation fully taken in
         self._heard: dict[str, float] = {}  # run to clock reading of its newest report
@@ -210,7 +211,8 @@ class Analyser:
     def _ready(self) -> list[str]:
         now = self._clock()
         due = [run for run, at in self._due.items() if at <= now]
-        return list(dict.fromkeys([*self._mail, *due]))
+        posted = [run for run in self._mail if self._paused.get(run, now) <= now]
+        return list(dict.fromkeys([*posted, *due]))
 
     def _patience(self) -> float:
         soonest = min(self._due.values(), default=self._clock() + 60.0)
@@ -237,7 +239,9 @@ class Analyser:
         except Exception:  # noqa: BLE001 - one run's trouble must not end the analysis of all others
             _log.exception("analysis of run %r failed; trying again in %g s", run, RETRY_SECONDS)
             self._runs.pop(run, None)  # from the last snapshot: its memory may be half changed
-            self._due[run] = self._clock() + RETRY_SECONDS
+            self._due[run] = self._paused[run] = self._clock() + RETRY_SECONDS
+        else:
+            self._paused.pop(run, None)
         if self._observe is not None:
             self._observe(time.perf_counter() - started)
 
@@ -245,7 +249,14 @@ class Analyser:
         with self._changed:
             letter = self._mail.pop(run, None)
             self._mail_bytes -= 0 if letter is None else letter.nbytes
-            for known in (self._due, self._newest, self._heard, self._noted, self._done):
+            for known in (
+                self._due,
+                self._paused,
+                self._newest,
+                self._heard,
+                self._noted,
+                self._done,
+            ):
                 known.pop(run, None)
         self._runs.pop(run, None)
 
