@@ -51,7 +51,7 @@ _ZERO_IF_MISSING = ("skipped",)
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What one rank of one start of a job reported.
+    """What one rank of one start of a job reported of one optimizer's tensors.
 
     Attributes:
         run: Run id.
@@ -70,30 +70,27 @@ class Recorded:
 
 def read_spools(directory: Path) -> list[Recorded]:
     """Everything that was reported below a directory, in the order in which the jobs started."""
-    found = []
-    for spool in find_spools(directory):
-        manifest, reports = _reports(spool.folder)
-        if reports:
-            found.append(
-                Recorded(spool.run, spool.session, spool.rank, manifest, _columns(reports))
-            )
-    return found
+    return [
+        Recorded(spool.run, spool.session, spool.rank, manifest, _columns(reports))
+        for spool in find_spools(directory)
+        for manifest, reports in _reports(spool.folder)
+    ]
 
 
-def _reports(folder: Path) -> tuple[Manifest, list[Report]]:
-    manifest: Manifest | None = None
-    reports = []
+def _reports(folder: Path) -> list[tuple[Manifest, list[Report]]]:
+    """The deliveries of a spool that carry steps, by the tensors they are about."""
+    manifests: dict[str, Manifest] = {}
+    reports: dict[str, list[Report]] = {}
     for path in sorted(folder.glob("*.gw")):
         for frame in _frames(path):
             if frame.kind == frames.MANIFEST:
                 manifest = Manifest.from_json(json.loads(frame.body))
+                manifests[manifest.hash] = manifest
             elif frame.kind == frames.DELIVERY:
                 report = decode(read_delivery(frame.body).body)
                 if report.steps.shape[0]:
-                    reports.append(report)
-    if manifest is None:
-        raise ValueError(f"{folder}: no manifest in this spool")
-    return manifest, reports
+                    reports.setdefault(report.manifest, []).append(report)
+    return [(manifests[key], found) for key, found in reports.items()]
 
 
 def _frames(path: Path) -> Iterator[frames.Frame]:
