@@ -46,6 +46,9 @@ test: $(VENV)/dev.stamp ## every gate and every test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n 2 --dist loadfile -m "not soak and not gpu" $(ARGS)
+	@if $(BIN)/python -c "import triton" 2>/dev/null; \
+	then TRITON_INTERPRET=1 $(BIN)/pytest -m "triton and not gpu" tests/client/test_cuda_kernel.py; \
+	else echo "triton is not installed: the GPU kernel's tests are left out (pip install triton)"; fi
 
 lint: $(VENV)/dev.stamp ## the gates alone, with what can be mended mended
 	$(BIN)/ruff check --fix .
@@ -55,6 +58,9 @@ lint: $(VENV)/dev.stamp ## the gates alone, with what can be mended mended
 
 bench: $(VENV)/dev.stamp ## the benchmarks, as tables
 	$(BIN)/python -m benchmarks $(ARGS)
+
+claims: $(VENV)/dev.stamp ## what is claimed of zero-centred clipping, tested: docs/claims.md
+	$(BIN)/python -m benchmarks claims $(ARGS)
 
 soak: $(VENV)/dev.stamp ## the long proofs
 	$(BIN)/pytest -m soak --timeout 7200 $(ARGS)

@@ -29,9 +29,13 @@ def main() -> int:
 
 
 def names() -> list[str]:
-    """Modules of this folder that say ``def main(``."""
-    modules = [m.name for m in pkgutil.iter_modules([str(FOLDER)]) if m.name != "__main__"]
-    return [m for m in sorted(modules) if "\ndef main(" in (FOLDER / f"{m}.py").read_text()]
+    """Modules and packages of this folder that say ``def main(``."""
+    found = {
+        m.name: FOLDER / m.name / "__init__.py" if m.ispkg else FOLDER / f"{m.name}.py"
+        for m in pkgutil.iter_modules([str(FOLDER)])
+        if m.name != "__main__"
+    }
+    return [name for name in sorted(found) if "\ndef main(" in found[name].read_text()]
 
 
 if __name__ == "__main__":
