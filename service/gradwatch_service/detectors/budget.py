@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from gradwatch_service.detectors.base import Severity
+from gradwatch_service.detectors.state_codec import shallow
 
 __all__ = ["BudgetState", "granted"]
 
@@ -25,7 +26,10 @@ class BudgetState:
 
     def copy(self) -> BudgetState:
         """Return a state of its own."""
-        return replace(self, critical=self.critical.copy(), warning=self.warning.copy())
+        twin = shallow(self)
+        twin.critical = self.critical.copy()
+        twin.warning = self.warning.copy()
+        return twin
 
 
 def granted(state: BudgetState, wanted: Severity, *, opens: bool) -> Severity:

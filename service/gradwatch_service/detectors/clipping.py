@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
+from gradwatch_service.detectors.state_codec import shallow
 from gradwatch_service.detectors.window import Window
 from gradwatch_service.rows import HistogramRows, StepRows
 
@@ -33,7 +34,9 @@ class ClippingState:
 
     def copy(self) -> ClippingState:
         """Return a state of its own."""
-        return replace(self, kept=self.kept.copy())
+        twin = shallow(self)
+        twin.kept = self.kept.copy()
+        return twin
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +63,12 @@ def find_underflow(
     state: ClippingState, rows: StepRows, histograms: Sequence[HistogramRows]
 ) -> list[Underflow]:
     """Look at the magnitude histograms of these rows, in step order."""
-    dtypes = [tensor.dtype for tensor in rows.manifest.tensors]
-    numel = np.array([tensor.numel for tensor in rows.manifest.tensors], np.float64)
-    narrow = np.array([dtype in NARROW for dtype in dtypes], np.bool_)
     found: list[Underflow] = []
-    if not narrow.any():
+    tensors = rows.manifest.tensors
+    if not histograms or not any(tensor.dtype in NARROW for tensor in tensors):
         return found
+    narrow = np.array([tensor.dtype in NARROW for tensor in tensors], np.bool_)
+    numel = np.array([tensor.numel for tensor in tensors], np.float64)
     for part in histograms:
         last = (NARROW["float16"] - part.lowest_exponent) * part.bins_per_octave
         below = part.counts[:, :, : max(0, last)].sum(axis=2, dtype=np.float64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -17,6 +17,7 @@ from gradwatch_service.detectors.clipping import (
     find_overclipping,
     find_underflow,
 )
+from gradwatch_service.detectors.excursions import fisher
 from gradwatch_service.detectors.exploding import (
     JUMP_STEPS,
     ExplodingState,
@@ -33,7 +34,7 @@ from gradwatch_service.detectors.findings import (
 from gradwatch_service.detectors.nonfinite import NonfiniteRow, find_nonfinite
 from gradwatch_service.detectors.oscillating import OscillatingState, find_oscillating
 from gradwatch_service.detectors.signals import Signals, read_signals
-from gradwatch_service.detectors.state_codec import dump_state, load_state
+from gradwatch_service.detectors.state_codec import dump_state, load_state, shallow
 from gradwatch_service.detectors.vanishing import (
     VanishingState,
     find_vanishing,
@@ -65,16 +66,15 @@ class DiagnosisState:
 
     def copy(self) -> DiagnosisState:
         """Return a state of its own."""
-        return replace(
-            self,
-            exploding=self.exploding.copy(),
-            vanishing=self.vanishing.copy(),
-            oscillating=self.oscillating.copy(),
-            clipping=self.clipping.copy(),
-            weights=self.weights.copy(),
-            budget=self.budget.copy(),
-            steps=self.steps.copy(),
-        )
+        twin = shallow(self)
+        twin.exploding = self.exploding.copy()
+        twin.vanishing = self.vanishing.copy()
+        twin.oscillating = self.oscillating.copy()
+        twin.clipping = self.clipping.copy()
+        twin.weights = self.weights.copy()
+        twin.budget = self.budget.copy()
+        twin.steps = self.steps.copy()
+        return twin
 
     def step_ago(self, steps: int) -> int:
         """Number of the step at which something began that has lasted for so many finite steps."""
@@ -119,15 +119,17 @@ class Diagnosis:
         signals = read_signals(rows)
         found: list[Finding] = []
         live = signals.present & ~signals.zero
-        full = _Shape.of(rows)
-        shape: _Shape | None = full
+        full: _Shape | None = None  # made when it is needed: mostly it is not
+        shape: _Shape | None = None
         moves = weight_moves(state.weights, signals.weight_norms)
         largest = np.abs(moves).max(axis=1, initial=0.0).tolist()
         for i, step in enumerate(signals.steps):
             if i % STRETCH == 0:
                 ahead = slice(i, i + STRETCH)
                 calm = is_calm(state.vanishing, signals.tensor_logs[ahead], live[ahead])
-                shape = None if calm and not self.exact else full
+                shape = None
+                if not calm or self.exact:
+                    shape = full = full or _Shape.of(rows)
             state.budget.seen += 1
             if signals.weight_norms.shape[1]:
                 follow_weights(state.weights, step, moves[i], largest[i])
@@ -181,7 +183,7 @@ def _nonfinite(state: DiagnosisState, signals: Signals, i: int) -> list[Finding]
     row = NonfiniteRow(
         step=signals.steps[i],
         rank=signals.rank,
-        counts=counts[i] if counts is not None and known else signals.bad[i : i + 1],
+        counts=counts[i] if counts is not None and known else np.array(signals.bad[i : i + 1]),
         nans=signals.nans[i] if signals.nans is not None and known else None,
         skipped=bool(signals.skipped[i] > 0),
         scale_managed=bool(signals.scale[i] > 0) and state.bad_in_a_row <= SCALE_SEARCH,
@@ -195,7 +197,8 @@ def _finite(state: DiagnosisState, signals: Signals, i: int, shape: _Shape | Non
     """Judge one finite step; ``shape`` is None in a calm stretch, where no tensor can vanish."""
     step = signals.steps[i]
     state.bad_in_a_row = 0
-    state.steps = [*state.steps[1 - STEPS_KEPT :], step]
+    state.steps.append(step)
+    del state.steps[:-STEPS_KEPT]
     found = _judge_norm(state, signals, i) if signals.norm[i] > 0 else []
     if shape is None:
         follow_calm(state.vanishing, signals.tensor_logs[i])
@@ -219,16 +222,17 @@ def _finite(state: DiagnosisState, signals: Signals, i: int, shape: _Shape | Non
 
 def _judge_norm(state: DiagnosisState, signals: Signals, i: int) -> list[Finding]:
     """Exploding and oscillating: what the norm, loss, cosine and learning rate say together."""
-    log_norm = float(signals.log_norm[i])
+    log_norm = signals.log_norm[i]
     grew, spread = np.zeros(0), math.inf
     if is_raised(state.exploding, log_norm):  # nobody asks for it otherwise
         grew, spread = _growth(state, signals, i)
     witness = Witness(
         step=signals.steps[i],
         log_norm=log_norm,
-        loss=float(signals.loss[i]),
-        cosine=float(signals.cosine[i]),
-        rate=float(signals.rate[i]),
+        loss=signals.loss[i],
+        cosine=signals.cosine[i],
+        turn=fisher(signals.cosine[i]),
+        rate=signals.rate[i],
         shape_spread=spread,
     )
     spike = find_exploding(state.exploding, witness)
@@ -237,7 +241,7 @@ def _judge_norm(state: DiagnosisState, signals: Signals, i: int) -> list[Finding
     if spike is not None:
         if not len(grew):
             grew, spread = _growth(state, signals, i)
-        wanted = exploding_severity(spike, float(signals.norm[i]))
+        wanted = exploding_severity(spike, signals.norm[i])
         return [
             exploding_finding(
                 signals,
@@ -270,7 +274,7 @@ def _growth(state: DiagnosisState, signals: Signals, i: int) -> tuple[NDArray[np
 
 
 def _overclipping(state: DiagnosisState, signals: Signals, i: int) -> list[Finding]:
-    kept = find_overclipping(state.clipping, float(signals.kept[i]))
+    kept = find_overclipping(state.clipping, signals.kept[i])
     if kept is None:
         return []
     return [

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 
+from gradwatch_service.detectors.state_codec import shallow
 from gradwatch_service.detectors.window import Window
 
 __all__ = [
@@ -17,9 +18,11 @@ __all__ = [
     "ExplodingState",
     "Witness",
     "accept",
+    "fisher",
     "follow_rate",
+    "learn_peaks",
     "mean_sigmas",
-    "remember_peak",
+    "peaks_now",
     "settle",
     "sigmas",
 ]
@@ -46,14 +49,14 @@ SETTLED: Final = 32  # steps after which a new steady level is the usual one
 RULES: Final = 6
 
 
-@dataclass(frozen=True, slots=True)
-class Witness:
+class Witness(NamedTuple):
     """One finite step as the detector sees it; NaN means not measured."""
 
     step: int
     log_norm: float
     loss: float
     cosine: float
+    turn: float  # the cosine's Fisher z
     rate: float
     shape_spread: float
 
@@ -70,6 +73,7 @@ class ExplodingState:
     raw: list[float] = field(default_factory=list)  # ln of the last 32 norms as they were
     recent: list[list[float]] = field(default_factory=list)  # step, 3 sigmas, ln over, shape
     peaks: list[float] = field(default_factory=lambda: [0.0] * RULES)  # largest innocent values
+    peak_age: int = 0  # steps since they were taken
     rising: list[float] = field(default_factory=lambda: [0.0] * RULES)  # of this excursion
     told: list[float] = field(default_factory=lambda: [0.0] * RULES)  # worst scores it got over
     worst: list[float] = field(default_factory=lambda: [0.0] * RULES)  # scores of what is going on
@@ -88,35 +92,37 @@ class ExplodingState:
 
     def copy(self) -> ExplodingState:
         """Return a state of its own."""
-        return replace(
-            self,
-            norms=self.norms.copy(),
-            losses=self.losses.copy(),
-            cosines=self.cosines.copy(),
-            shapes=self.shapes.copy(),
-            rates=self.rates.copy(),
-            raw=self.raw.copy(),
-            recent=self.recent.copy(),
-        )
+        twin = shallow(self)
+        twin.norms = self.norms.copy()
+        twin.losses = self.losses.copy()
+        twin.cosines = self.cosines.copy()
+        twin.shapes = self.shapes.copy()
+        twin.rates = self.rates.copy()
+        twin.raw = self.raw.copy()
+        twin.recent = self.recent.copy()
+        return twin
 
 
 def sigmas(state: ExplodingState, x: Witness) -> tuple[float, float, float]:
     """Robust sigmas of norm, loss and cosine over their usual values; NaN where unknown."""
-    wide = 1 + SMALL_SAMPLE / len(state.norms)
-    norm = (x.log_norm - state.norms.median) / (max(SPREAD_FLOOR, state.norms.spread()) * wide)
+    norms, losses, cosines = state.norms, state.losses, state.cosines
+    wide = 1 + SMALL_SAMPLE / len(norms.values)
+    norm = (x.log_norm - norms.median) / (max(SPREAD_FLOOR, norms.spread()) * wide)
     loss = cosine = math.nan
-    if math.isfinite(x.loss) and len(state.losses) >= FEWEST:
-        middle = state.losses.median
+    if math.isfinite(x.loss) and len(losses.values) >= FEWEST:
+        middle = losses.median
         floor = max(LOSS_FLOOR * abs(middle), LOSS_SCALE_FLOOR * state.loss_scale, 1e-12)
-        loss = (x.loss - middle) / (max(floor, state.losses.spread()) * wide)
-    if math.isfinite(x.cosine) and len(state.cosines) >= FEWEST:
-        spread = max(COSINE_FLOOR, state.cosines.spread())
-        cosine = (fisher(x.cosine) - state.cosines.median) / (spread * wide)
+        loss = (x.loss - middle) / (max(floor, losses.spread()) * wide)
+    if math.isfinite(x.turn) and len(cosines.values) >= FEWEST:
+        spread = max(COSINE_FLOOR, cosines.spread())
+        cosine = (x.turn - cosines.median) / (spread * wide)
     return norm, loss, cosine
 
 
 def fisher(cosine: float) -> float:
-    """Fisher's z of a cosine: its spread does not shrink towards the ends."""
+    """Fisher's z of a cosine: its spread does not shrink towards the ends. NaN stays NaN."""
+    if math.isnan(cosine):
+        return cosine
     return math.atanh(max(-0.999, min(0.999, cosine)))
 
 
@@ -126,17 +132,20 @@ def mean_sigmas(state: ExplodingState, column: int, steps: int) -> float:
     return sum(known) / len(known) if known else 0.0
 
 
-def remember_peak(state: ExplodingState, norm: float, values: list[float]) -> None:
-    """Learn how far innocent excursions of this run go; each counts once it is over.
+def peaks_now(state: ExplodingState) -> list[float]:
+    """Largest innocent values of every rule, faded by their age."""
+    kept = PEAK_KEPT**state.peak_age
+    return [peak * kept for peak in state.peaks]
+
+
+def learn_peaks(state: ExplodingState) -> None:
+    """Learn how far an innocent excursion of this run went, once it is over.
 
     Counting it earlier would raise the limit in front of a ramp, step by step.
     """
-    state.peaks = [peak * PEAK_KEPT for peak in state.peaks]
-    if norm >= 1:
-        state.rising = [max(a, b) for a, b in zip(state.rising, values, strict=True)]
-    elif any(state.rising):
-        state.peaks = [max(a, b) for a, b in zip(state.peaks, state.rising, strict=True)]
-        state.rising = [0.0] * RULES
+    state.peaks = [max(a, b) for a, b in zip(peaks_now(state), state.rising, strict=True)]
+    state.peak_age = 0
+    state.rising = [0.0] * RULES
 
 
 def follow_rate(state: ExplodingState, x: Witness) -> None:
@@ -146,7 +155,7 @@ def follow_rate(state: ExplodingState, x: Witness) -> None:
     rates = state.rates
     if not (math.isfinite(x.rate) and x.rate > 0):
         return
-    if len(rates) >= 4:
+    if len(rates) >= 4 and x.rate > JUMP * rates[0]:
         # A jump may take a few steps, but a warm-up must not look like one.
         base = max(rates[:-3] if len(rates) == RATES_KEPT else rates)
         if x.rate > JUMP * base > 0 and x.rate > JUMP * state.jump_base:
@@ -157,12 +166,14 @@ def follow_rate(state: ExplodingState, x: Witness) -> None:
     if state.jump_base and x.rate < 0.7 * state.jump_base:
         state.jump_base = 0.0
         state.jump_age = max(state.jump_age, JUMP_STEPS - QUIET)
-    state.rates = [*rates[1 - RATES_KEPT :], x.rate]
+    rates.append(x.rate)
+    del rates[:-RATES_KEPT]
 
 
 def accept(state: ExplodingState, x: Witness, *, flagged: bool) -> None:
     """Take a step into the windows; flagged ones only as far as the usual range reaches."""
-    state.raw = [*state.raw[1 - SETTLED :], x.log_norm]
+    state.raw.append(x.log_norm)
+    del state.raw[:-SETTLED]
     if state.seen <= FIRST:
         state.first_level = max(state.first_level, x.log_norm)
         if math.isfinite(x.loss):
@@ -175,14 +186,14 @@ def accept(state: ExplodingState, x: Witness, *, flagged: bool) -> None:
         state.shapes.push(x.shape_spread)
     if math.isfinite(x.loss):
         value = x.loss
-        if len(state.losses) >= FEWEST:
+        if len(state.losses.values) >= FEWEST:
             middle = state.losses.median
             value = min(value, middle + 2 * max(LOSS_FLOOR * abs(middle), state.losses.spread()))
             state.loss_scale = max(state.loss_scale, abs(middle))
         state.losses.push(value)
-    if math.isfinite(x.cosine):
-        value = fisher(x.cosine)
-        if len(state.cosines) >= FEWEST:
+    if math.isfinite(x.turn):
+        value = x.turn
+        if len(state.cosines.values) >= FEWEST:
             middle = state.cosines.median
             reach = 3 * max(COSINE_FLOOR, state.cosines.spread())
             value = min(max(value, middle - reach), middle + reach)

@@ -22,8 +22,9 @@ from gradwatch_service.detectors.excursions import (
     Witness,
     accept,
     follow_rate,
+    learn_peaks,
     mean_sigmas,
-    remember_peak,
+    peaks_now,
     settle,
     sigmas,
 )
@@ -48,6 +49,7 @@ BOTH_LEAST: Final = 2.5  # of the weaker of the two
 BOTH_APART: Final = 4.0  # times the other that a witness counts for at most
 MEAN_SHARE: Final = 0.8
 HEADROOM: Final = 1.3  # above the run's own largest innocent value
+RISING: Final = 1.5  # robust sigmas; no rule learns from less
 AFTERMATH_FACTOR: Final = 1.3
 LASTING: Final = 3.5
 LASTING_OVER: Final = math.log(2.5)
@@ -118,7 +120,9 @@ def find_exploding(state: ExplodingState, x: Witness) -> Spike | None:
         return start
     norm, loss, cosine = sigmas(state, x)
     over = x.log_norm - state.norms.median
-    state.recent = [*state.recent[-4:], [x.step, norm, loss, cosine, over, x.shape_spread]]
+    state.recent.append([x.step, norm, loss, cosine, over, x.shape_spread])
+    del state.recent[:-5]
+    state.peak_age += 1
     up = _step_up(state, x)
     spike = None if _is_innocent(state, up) else _judge(state, x, up)
     if spike is None and state.seen <= START_STEPS:
@@ -127,7 +131,11 @@ def find_exploding(state: ExplodingState, x: Witness) -> Spike | None:
         state.quiet += 1
         if state.quiet == QUIET:
             _get_over(state)
-        remember_peak(state, norm, _innocent(state, up) if norm >= 1 else [])
+        if norm >= RISING:
+            newest = _innocent(state, up)
+            state.rising = [max(a, b) for a, b in zip(state.rising, newest, strict=True)]
+        elif norm < 1 and any(state.rising):
+            learn_peaks(state)
     else:
         state.quiet = 0
         state.flagged += 1
@@ -139,11 +147,12 @@ def find_exploding(state: ExplodingState, x: Witness) -> Spike | None:
 
 def is_raised(state: ExplodingState, log_norm: float) -> bool:
     """Whether a norm is so far up, or up for the second time, that the shape of its growth matters."""
-    if len(state.norms) < FEWEST:
+    if len(state.norms.values) < FEWEST:
         return False
     over = log_norm - state.norms.median
-    again = bool(state.recent) and state.recent[-1][OVER] >= LEAST_OVER
-    return over >= LASTING_OVER or (again and over >= LEAST_OVER)
+    if over < LEAST_OVER:
+        return False
+    return over >= LASTING_OVER or bool(state.recent and state.recent[-1][OVER] >= LEAST_OVER)
 
 
 def _is_innocent(state: ExplodingState, up: float) -> bool:
@@ -151,11 +160,17 @@ def _is_innocent(state: ExplodingState, up: float) -> bool:
 
     Only a jump of the learning rate lets the loss alone decide.
     """
-    _, norm, _, cosine, _, _ = state.recent[-1]
+    recent = state.recent
+    norm = recent[-1][NORM]
     least = min(SCALED_THRICE, LOSS_LASTING_NORM, 2.0)
     if norm >= least or up > 0 or state.jump_age <= JUMP_STEPS:
         return False
-    return not cosine >= 1 and mean_sigmas(state, NORM, 3) < least
+    if len(recent) < 3:
+        return True
+    one, two, three = recent[-3:]
+    if one[COSINE] >= 1 and two[COSINE] >= 1 and three[COSINE] >= 1:
+        return False
+    return one[NORM] + two[NORM] + three[NORM] < 3 * least
 
 
 def _judge(state: ExplodingState, x: Witness, up: float) -> Spike | None:
@@ -227,7 +242,7 @@ def _scores(state: ExplodingState, x: Witness, up: float) -> dict[str, float]:
     _, norm, loss, _, over, _ = state.recent[-1]
     # Instability comes in clusters, and the first of a cluster has been told.
     calm = 1.0 if state.quiet >= AFTERMATH else AFTERMATH_FACTOR
-    peaks = [HEADROOM * peak for peak in state.peaks]
+    peaks = [HEADROOM * peak for peak in peaks_now(state)]
     scores = {
         "direction": _same_direction(state, x),
         "together": _both(norm, loss) / (calm * max(TOGETHER, peaks[1])),
@@ -281,6 +296,8 @@ def _loss_lasting(state: ExplodingState) -> float:
 
 def _step_up(state: ExplodingState, x: Witness) -> float:
     """Score of norms that have stepped up and stay up; 0 where loss or schedule explain it."""
+    if state.recent[-1][OVER] < LEAST_OVER:
+        return 0.0
     last = state.recent[-LASTING_STEPS:]
     if len(last) < LASTING_STEPS or min(entry[OVER] for entry in last) < LEAST_OVER:
         return 0.0

@@ -67,7 +67,7 @@ def exploding_finding(
         rank=signals.rank,
         tensors=names,
         first_tensor=names[0] if names else None,
-        observed=float(signals.norm[i]),
+        observed=signals.norm[i],
         expected=spike.expected,
         score=spike.score,
         cause=cause,
@@ -87,7 +87,7 @@ def _most_grown(grew: NDArray[np.float64]) -> list[int]:
 def _exploding_cause(
     spike: Spike, signals: Signals, i: int, shape_spread: float
 ) -> tuple[str, Evidence]:
-    over = float(signals.norm[i]) / spike.expected
+    over = signals.norm[i] / spike.expected
     quiet_loss = math.isfinite(spike.loss_sigmas) and spike.loss_sigmas < LOSS_UP
     cause: tuple[str, Evidence] = ("unknown", {})
     if spike.rule == "start":

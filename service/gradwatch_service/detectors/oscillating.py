@@ -7,9 +7,10 @@ An absolute limit would be useless: healthy clipped recurrent networks sit at a 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
+from gradwatch_service.detectors.state_codec import shallow
 from gradwatch_service.detectors.window import Window
 
 __all__ = ["OscillatingState", "Turning", "find_oscillating"]
@@ -44,7 +45,9 @@ class OscillatingState:
 
     def copy(self) -> OscillatingState:
         """Return a state of its own."""
-        return replace(self, history=self.history.copy())
+        twin = shallow(self)
+        twin.history = self.history.copy()
+        return twin
 
 
 def find_oscillating(state: OscillatingState, cosine: float, *, after_jump: bool) -> Turning | None:
@@ -55,7 +58,7 @@ def find_oscillating(state: OscillatingState, cosine: float, *, after_jump: bool
     if not math.isfinite(cosine):
         return None
     state.smooth = SMOOTHING * state.smooth + (1 - SMOOTHING) * cosine
-    if len(state.history) < FEWEST:
+    if len(state.history.values) < FEWEST:
         state.history.push(state.smooth)
         return None
     usual = state.history.median

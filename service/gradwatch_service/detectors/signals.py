@@ -46,15 +46,15 @@ class Signals:
     steps: list[int]
     rank: int
     names: tuple[str, ...]
-    norm: Floats
-    log_norm: Floats
-    bad: Floats
-    loss: Floats
-    cosine: Floats
-    rate: Floats
-    scale: Floats
-    skipped: Floats
-    kept: Floats
+    norm: list[float]
+    log_norm: list[float]
+    bad: list[float]
+    loss: list[float]
+    cosine: list[float]
+    rate: list[float]
+    scale: list[float]
+    skipped: list[float]
+    kept: list[float]
     tensor_logs: Floats
     zero: NDArray[np.bool_]
     present: NDArray[np.bool_]
@@ -75,15 +75,16 @@ def read_signals(rows: StepRows) -> Signals:
         steps=rows.steps.tolist(),
         rank=rows.rank,
         names=tuple(tensor.name for tensor in rows.manifest.tensors) or ("gradient",),
-        norm=total,
-        log_norm=np.log(np.maximum(total, TINY)),
-        bad=nonfinite_count(rows) + np.nan_to_num(scalar(rows, "nonfinite_steps_since")),
-        loss=scalar(rows, "loss"),
-        cosine=_cosine(rows, norms),
-        rate=scalar(rows, "learning_rate"),
-        scale=scalar(rows, "grad_scale"),
-        skipped=scalar(rows, "skipped"),
-        kept=kept,
+        # Plain numbers: they are read one by one, which arrays are slow at.
+        norm=total.tolist(),
+        log_norm=np.log(np.maximum(total, TINY)).tolist(),
+        bad=(nonfinite_count(rows) + np.nan_to_num(scalar(rows, "nonfinite_steps_since"))).tolist(),
+        loss=scalar(rows, "loss").tolist(),
+        cosine=_cosine(rows, norms).tolist(),
+        rate=scalar(rows, "learning_rate").tolist(),
+        scale=scalar(rows, "grad_scale").tolist(),
+        skipped=scalar(rows, "skipped").tolist(),
+        kept=kept.tolist(),
         tensor_logs=tensor_logs,
         zero=(norms <= 0) & present,
         present=present,

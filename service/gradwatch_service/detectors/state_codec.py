@@ -11,9 +11,17 @@ from gradwatch_service.detectors.base import UnknownStateVersion
 from gradwatch_service.detectors.state_bytes import pack, unpack
 from gradwatch_service.detectors.window import Window
 
-__all__ = ["dump_state", "load_state"]
+__all__ = ["dump_state", "load_state", "shallow"]
 
 T = TypeVar("T")
+
+
+def shallow(state: T) -> T:
+    """Return a dataclass with slots that holds the same objects; several times as fast as replace."""
+    twin: T = object.__new__(type(state))
+    for name in state.__slots__:  # type: ignore[attr-defined]  # given by the dataclass decorator
+        setattr(twin, name, getattr(state, name))
+    return twin
 
 
 def dump_state(state: Any, version: int) -> bytes:

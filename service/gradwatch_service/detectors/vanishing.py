@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradwatch_service.detectors.levels import GAIN, LARGEST_RISE, TensorLevels
+from gradwatch_service.detectors.state_codec import shallow
 
 __all__ = ["Loss", "VanishingState", "find_vanishing", "follow_calm", "is_calm"]
 
@@ -60,14 +61,13 @@ class VanishingState:
 
     def copy(self) -> VanishingState:
         """Return a state of its own."""
-        return replace(
-            self,
-            levels=self.levels.copy(),
-            zeros=self.zeros.copy(),
-            longest=self.longest.copy(),
-            low=self.low.copy(),
-            depth=self.depth.copy(),
-        )
+        twin = shallow(self)
+        twin.levels = self.levels.copy()
+        twin.zeros = self.zeros.copy()
+        twin.longest = self.longest.copy()
+        twin.low = self.low.copy()
+        twin.depth = self.depth.copy()
+        return twin
 
     def grow(self, tensors: int) -> None:
         """Make room for tensors that were added."""

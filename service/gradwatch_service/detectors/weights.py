@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gradwatch_service.detectors.state_codec import shallow
 
 __all__ = ["WeightState", "follow_weights", "weight_moves"]
 
@@ -28,7 +30,9 @@ class WeightState:
 
     def copy(self) -> WeightState:
         """Return a state of its own."""
-        return replace(self, logs=self.logs.copy())
+        twin = shallow(self)
+        twin.logs = self.logs.copy()
+        return twin
 
 
 def weight_moves(state: WeightState, norms: Floats) -> Floats:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from math import inf
+from math import inf, nan
 from typing import Final
 
 __all__ = ["Window"]
@@ -25,7 +25,7 @@ class Window:
         [2.0, 9.0, 3.0]
     """
 
-    __slots__ = ("_age", "_sorted", "_spread", "size", "values")
+    __slots__ = ("_age", "_sorted", "_spread", "median", "size", "values")
 
     def __init__(self, size: int, values: Sequence[float] = ()) -> None:
         self.size = size
@@ -33,6 +33,8 @@ class Window:
         self._sorted = sorted(values)
         self._spread = 0.0
         self._age = SPREAD_STEPS  # values since the spread was taken; this many make it stale
+        #: Middle value, the mean of the middle two for an even number; NaN for none.
+        self.median = _middle(self._sorted)
 
     def __len__(self) -> int:
         """Return the number of values kept."""
@@ -40,7 +42,8 @@ class Window:
 
     def copy(self) -> Window:
         """Return a window of its own with the same values."""
-        twin = Window(self.size)
+        twin = Window.__new__(Window)
+        twin.size, twin.median = self.size, self.median
         twin.values = self.values.copy()
         twin._sorted = self._sorted.copy()
         twin._spread, twin._age = self._spread, self._age
@@ -59,19 +62,16 @@ class Window:
 
     def push(self, value: float) -> None:
         """Accept a finite value; the oldest leaves once ``size`` are kept."""
-        if len(self.values) == self.size:
-            old = self.values.pop(0)
-            del self._sorted[bisect_left(self._sorted, old)]
-        self.values.append(value)
-        insort(self._sorted, value)
+        values, ordered = self.values, self._sorted
+        if len(values) == self.size:
+            del ordered[bisect_left(ordered, values.pop(0))]
+        values.append(value)
+        insort(ordered, value)
         self._age += 1
-
-    @property
-    def median(self) -> float:
-        """Middle value, the mean of the middle two for an even number; needs one value."""
-        ordered, count = self._sorted, len(self._sorted)
-        half = count // 2
-        return ordered[half] if count % 2 else 0.5 * (ordered[half - 1] + ordered[half])
+        count = len(ordered)
+        half = count >> 1
+        middle = ordered[half]
+        self.median = middle if count & 1 else 0.5 * (ordered[half - 1] + middle)
 
     def quantile(self, share: float) -> float:
         """Value below which about ``share`` of the window lies; the nearest one kept."""
@@ -87,6 +87,14 @@ class Window:
         mad = _median_distance(self._sorted, self.median)
         self._spread, self._age = MAD_TO_SIGMA * mad, 0
         return self._spread
+
+
+def _middle(ordered: list[float]) -> float:
+    count = len(ordered)
+    if not count:
+        return nan
+    half = count >> 1
+    return ordered[half] if count & 1 else 0.5 * (ordered[half - 1] + ordered[half])
 
 
 def _median_distance(ordered: list[float], middle: float) -> float:
