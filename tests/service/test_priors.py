@@ -7,6 +7,8 @@ import pytest
 from tests.conftest import serving
 from tests.service.recorded import get, post_run, random_norms
 
+from gradwatch_service.queries.recommendations import recommendation
+from gradwatch_service.recommenders.base import Asked
 from gradwatch_service.recommenders.norm import advance_norms, initial_state
 from gradwatch_service.recommenders.prior import blended, learned
 
@@ -65,6 +67,23 @@ def test_a_run_with_enough_norms_speaks_for_itself(service):
     begin(service, "old", random_norms(80, 23))
 
     assert ask(service, "old", prior=True)["prior"] is None
+
+
+def test_runs_that_end_or_go_meanwhile_count_from_then_on(service):
+    parts, now = service.parts, 1_800_000_000.0
+    model = {"optimizer_class": "Lion"}
+    begin(service, "early", random_norms(2, 26), **model)
+
+    def runs_at(at):
+        record = parts.store.run("early")
+        given = recommendation(parts, record, "norm", Asked(), with_prior=True, now=at)
+        return None if given["prior"] is None else given["prior"]["runs"]
+
+    assert runs_at(now) is None
+    post_run(service, "ends-later", {"norm": random_norms(60, 27)}, manifest=model)
+    assert runs_at(now + 11) == ["ends-later"]
+    assert service.http.delete(service.api("runs/ends-later")).status_code in {200, 204}
+    assert runs_at(now + 22) is None
 
 
 def test_another_project_and_another_optimizer_do_not_count(service):

@@ -39,6 +39,7 @@ REPLAY_STEPS = 4096
 # A recommendation must not lag behind what its asker has just been told is stored.
 CATCH_UP_SECONDS = 0.25
 STALE_SECONDS = 300.0
+PRIOR_SECONDS = 10.0  # looking through a project's runs is too much for every question
 
 # One memory per store, gone with it: a service is built around exactly one.
 _memos: weakref.WeakKeyDictionary[Store, Memo[Any]] = weakref.WeakKeyDictionary()
@@ -88,7 +89,7 @@ def recommendation(
             context=evidence.context,
             incident=incident,
             stale=stale,
-            prior=_prior(service.store, record, evidence.state, asked) if with_prior else None,
+            prior=_prior(service.store, record, evidence.state, asked, now) if with_prior else None,
         )
         return given | {"run": record.run}
     store = service.store
@@ -102,11 +103,14 @@ def recommendation(
     return _overlaid(given | {"run": record.run}, incident=incident, stale=stale)
 
 
-def _prior(store: Store, record: RunRecord, state: NormState, asked: Asked) -> Prior | None:
+def _prior(
+    store: Store, record: RunRecord, state: NormState, asked: Asked, now: float
+) -> Prior | None:
     if state.accepted >= PRIOR_NORMS:
         return None
-    # Asked for once per run: what earlier runs began with does not change.
-    earlier = _memo(store).get(("prior", record.run), 0, lambda: earlier_norms(store, record))
+    # What earlier runs began with does not change, but runs end and are deleted meanwhile.
+    period = int(now // PRIOR_SECONDS)
+    earlier = _memo(store).get(("prior", record.run), period, lambda: earlier_norms(store, record))
     return learned(earlier, age=state.accepted, preference=asked.preference)
 
 
