@@ -54,8 +54,9 @@ def test_with_a_compiler_the_wheel_carries_the_kernel_and_its_platform(source):
         archive.extract("gradwatch/kernels/_cpu.so", source / "unpacked")
     # What was packed is a kernel that passes its self-test.
     code = (
-        "import pathlib, sys; from gradwatch.kernels import library; "
-        "library.self_test(library.load(pathlib.Path(sys.argv[1])))"
+        "import pathlib, sys, torch; from gradwatch.kernels import library; "
+        "kernel = library.load(pathlib.Path(sys.argv[1])); "
+        "library.self_test(kernel, kernel.dtypes, torch.device('cpu'))"
     )
     path = source / "unpacked/gradwatch/kernels/_cpu.so"
     subprocess.run([sys.executable, "-c", code, str(path)], check=True)

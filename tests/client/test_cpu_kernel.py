@@ -171,7 +171,7 @@ def test_a_kernel_that_computes_something_else_fails_its_self_test():
     kernel.measure_ = off_by_a_little
 
     with pytest.raises(KernelError, match=r"self-test .*NORM"):
-        library.self_test(kernel)
+        library.self_test(kernel, kernel.dtypes, torch.device("cpu"))
 
 
 @needs_cpu_kernel

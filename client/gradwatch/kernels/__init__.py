@@ -8,7 +8,7 @@ import torch
 from gradwatch.errors import KernelError
 from gradwatch.kernels.base import Gradients, Histogram, Kernel, Row, accumulator, new_rows
 from gradwatch.kernels.glance import Glance
-from gradwatch.kernels.library import load_cpu
+from gradwatch.kernels.library import load_cpu, load_cuda
 from gradwatch.kernels.reference import Reference, round_down
 
 __all__ = [
@@ -58,14 +58,12 @@ def choose(name: str, device: torch.device) -> tuple[Kernel, str | None]:
         return Reference(), None
     if name in ("cpu", "cuda") and name != device.type:
         raise KernelError(f"kernel {name!r} cannot clip gradients on {device}; use 'auto'.")
-    if name == "cuda":
-        raise KernelError("kernel 'cuda' is not part of this build; use 'auto' or 'reference'.")
-    if device.type != "cpu":
+    if device.type not in ("cpu", "cuda"):
         return Reference(), None
-    found = load_cpu()
-    if isinstance(found, KernelError):
-        if name == "cpu":
-            raise KernelError(str(found)) from found
-        logging.getLogger("gradwatch").warning("using the reference kernel: %s", found)
-        return Glance(), str(found)
-    return found, None
+    found = load_cpu() if device.type == "cpu" else load_cuda(device)
+    if not isinstance(found, KernelError):
+        return found, None
+    if name != "auto":
+        raise KernelError(str(found)) from found
+    logging.getLogger("gradwatch").warning("using the reference kernel: %s", found)
+    return Glance() if device.type == "cpu" else Reference(), str(found)

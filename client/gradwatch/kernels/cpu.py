@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gradwatch.kernels.base import Gradients, Histogram
+from gradwatch.kernels.memory import split
 from gradwatch.kernels.reference import Reference
 from gradwatch.kernels.sampling import sample_lengths, slice_counts
 
@@ -173,25 +174,11 @@ class Cpu:
         tensors = grads.tensors
         if grads.contiguous and shape.plain:
             return _packed("P", list(map(Tensor.data_ptr, tensors))), shape, None  # type: ignore[arg-type]  # none is None
-        flat = [None if g is None else self._flat(g) for g in tensors]
+        flat, rest = split(grads, self.dtypes)
         addresses = _packed("P", [0 if g is None else g.data_ptr() for g in flat])
-        left = [g if f is None else None for g, f in zip(tensors, flat, strict=True)]
         numel = tuple(0 if f is None else f.numel() for f in flat)
         codes = bytes([_NOTHING if f is None else _CODES[f.dtype] for f in flat])
-        some = any(g is not None for g in left)
-        shape = _Shape(numel, (), _packed("q", numel), codes, plain=False)
-        return addresses, shape, Gradients.of(left) if some else None
-
-    def _flat(self, grad: Tensor) -> Tensor | None:
-        """Return the memory of a gradient without gaps as one row; None for any other."""
-        if grad.dtype not in self.dtypes:
-            return None
-        extent = 1
-        for stride, size in sorted(zip(grad.stride(), grad.shape, strict=True)):
-            if size > 1 and stride != extent:
-                return None
-            extent *= size
-        return grad.as_strided((grad.numel(),), (1,)) if grad.numel() else grad
+        return addresses, _Shape(numel, (), _packed("q", numel), codes, plain=False), rest
 
 
 def _packed(code: str, numbers: Sequence[int]) -> bytes:

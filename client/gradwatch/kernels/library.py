@@ -1,20 +1,21 @@
-"""Finds the compiled kernel, and makes sure that it does what it should before it is used."""
+"""Finds the kernels of CPUs and GPUs, and makes sure that they do what they should before they are used."""
 
 import ctypes
 import functools
 import math
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from gradwatch.errors import KernelError
-from gradwatch.kernels.base import Gradients, Histogram, Row, new_rows
+from gradwatch.kernels.base import Gradients, Histogram, Kernel, Row, new_rows
 from gradwatch.kernels.cpu import VERSION, Cpu
 from gradwatch.kernels.reference import Reference
 from gradwatch.kernels.sampling import BINS
 
-__all__ = ["PATH", "load", "load_cpu"]
+__all__ = ["PATH", "load", "load_cpu", "load_cuda", "self_test"]
 
 PATH = Path(__file__).with_name("_cpu.so")
 
@@ -27,9 +28,33 @@ def load_cpu() -> Cpu | KernelError:
     """Return the compiled kernel, or why there is none. Looks once per process."""
     try:
         kernel = load(PATH)
-        self_test(kernel)
+        self_test(kernel, kernel.dtypes, torch.device("cpu"))
     except KernelError as error:
         return error
+    return kernel
+
+
+@functools.cache
+def load_cuda(device: torch.device) -> Kernel | KernelError:
+    """Return the GPU kernel, or why there is none. Looks once per device, and waits for it then."""
+    try:
+        from gradwatch.kernels.cuda import Cuda  # noqa: PLC0415 -- imports Triton
+    except ImportError as error:
+        return KernelError(
+            f"the GPU kernel needs Triton, which cannot be imported ({error}): pip install triton, "
+            "to clip several times faster on GPUs."
+        )
+    kernel = Cuda()
+    waiting = torch.cuda.get_sync_debug_mode()
+    try:
+        torch.cuda.set_sync_debug_mode("default")  # comparing means reading values back
+        self_test(kernel, kernel.dtypes, device)
+    except KernelError as error:
+        return error
+    except Exception as error:  # noqa: BLE001 -- compilers and drivers fail in their own ways
+        return KernelError(f"the GPU kernel does not run on {device}: {error}")
+    finally:
+        torch.cuda.set_sync_debug_mode(waiting)
     return kernel
 
 
@@ -56,21 +81,22 @@ def load(path: Path) -> Cpu:
     return Cpu(library, _parallel_starter())
 
 
-def self_test(kernel: Cpu) -> None:
-    """Compare the kernel with the reference on numbers of every kind.
+def self_test(kernel: Kernel, dtypes: Sequence[torch.dtype], device: torch.device) -> None:
+    """Compare a kernel with the reference on numbers of every kind.
 
     Raises:
         KernelError: They differ in a gradient's bits or in a statistic.
     """
-    for dtype in kernel.dtypes:
-        tests = [_test_gradient(dtype), _test_gradient(dtype)[:7] * 0.5]
+    for dtype in dtypes:
+        whole = _test_gradient(dtype).to(device)
+        tests = [whole, whole[:7] * 0.5]
         for limit, zero in ((1.0, False), (0.1, True), (math.inf, False)):
             rows, grads, counts = [], [], []
             for candidate in (kernel, Reference()):
                 mine = Gradients.of([t.clone() for t in tests])
-                row = new_rows(2, torch.device("cpu"))
-                limits = torch.full((2,), limit, dtype=torch.float64)
-                counts.append(torch.zeros(2, BINS, dtype=torch.int64))
+                row = new_rows(2, device)
+                limits = torch.full_like(row[0], limit)
+                counts.append(torch.zeros(2, BINS, dtype=torch.int64, device=device))
                 counted = Histogram(counts[-1], every=2, phase=1)
                 candidate.measure_(mine, limits, row, zero_nonfinite=zero, histogram=counted)
                 candidate.scale_(mine, limits.new_tensor([0.37, 1.0]), row)
@@ -80,13 +106,13 @@ def self_test(kernel: Cpu) -> None:
                 row[Row.MEAN] += row[Row.MAX_ABS]
             if not torch.equal(*counts):
                 raise KernelError(
-                    f"the compiled kernel failed its self-test ({dtype}, histogram): "
+                    f"the {kernel.name} kernel failed its self-test ({dtype}, histogram): "
                     "please report this machine."
                 )
             if not _same(grads[0], grads[1]) or not torch.allclose(rows[0], rows[1], 1e-6, 1e-300):
                 worst = (rows[0] - rows[1]).abs().nan_to_num(torch.inf).amax(1).argmax()
                 raise KernelError(
-                    f"the compiled kernel failed its self-test ({dtype}, limit {limit}, "
+                    f"the {kernel.name} kernel failed its self-test ({dtype}, limit {limit}, "
                     f"row {Row(int(worst)).name}): please report this machine."
                 )
 

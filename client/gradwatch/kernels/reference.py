@@ -173,7 +173,7 @@ def _measure_(matrix: Tensor, scratch: Scratch, limit: Tensor | None, *, zero: b
     if zero:
         matrix.nan_to_num_(0.0, 0.0, 0.0)
     if limit is not None:
-        torch.maximum(torch.minimum(matrix, limit, out=matrix), -limit, out=matrix)
+        _hold_(matrix, limit, finite if zero else given, room)
     scale_after, squares_after, dot = scale, squares, squares
     clipped = torch.zeros_like(squares)
     if limit is not None:
@@ -197,6 +197,17 @@ def _measure_(matrix: Tensor, scratch: Scratch, limit: Tensor | None, *, zero: b
         squares_after=squares_after,
         dot=dot,
     )
+
+
+def _hold_(matrix: Tensor, limit: Tensor, given: Tensor, room: Tensor) -> None:
+    """Hold every element within its row's limit, with the sign that it had.
+
+    The sign needs saying where a limit is so small that it becomes 0 in a dtype of 16 bits: whether the
+    larger of 0 and -0 is the one or the other is up to the machine.
+    """
+    between = room if room.dtype == matrix.dtype else matrix
+    torch.maximum(torch.minimum(matrix, limit, out=between), -limit, out=between)
+    torch.copysign(between, given, out=matrix)
 
 
 def _columns(table: Tensor, numel: int, limit: Tensor | None, *, zero: bool) -> Tensor:
