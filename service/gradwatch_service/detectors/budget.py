@@ -10,7 +10,7 @@ from gradwatch_service.detectors.state_codec import shallow
 
 __all__ = ["BudgetState", "granted"]
 
-SPAN: Final = 2000  # reported steps
+SPAN: Final[dict[Severity, int]] = {"critical": 20_000, "warning": 50_000}  # reported steps
 MOST: Final[dict[Severity, int]] = {"critical": 3, "warning": 10}
 _LOWER: Final[dict[Severity, Severity]] = {"critical": "warning", "warning": "info", "info": "info"}
 
@@ -35,8 +35,8 @@ class BudgetState:
 def granted(state: BudgetState, wanted: Severity, *, opens: bool) -> Severity:
     """Severity that the budget allows now; spends it.
 
-    At most 3 critical and 10 warnings in 2000 reported steps; what is beyond is told one level
-    lower. A trouble that goes on costs nothing more unless it becomes worse.
+    At most 3 critical in 20 000 and 10 warnings in 50 000 reported steps; what is beyond is told
+    one level lower. A trouble that goes on costs nothing more unless it becomes worse.
     """
     if opens:
         state.current = 0
@@ -46,7 +46,7 @@ def granted(state: BudgetState, wanted: Severity, *, opens: bool) -> Severity:
         if state.current >= cost:
             return severity
         spent: list[int] = getattr(state, severity)
-        recent = [at for at in spent if at > state.seen - SPAN]
+        recent = [at for at in spent if at > state.seen - SPAN[severity]]
         if len(recent) < MOST[severity]:
             setattr(state, severity, [*recent, state.seen])
             state.current = cost

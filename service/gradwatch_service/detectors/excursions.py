@@ -71,7 +71,7 @@ class ExplodingState:
     shapes: Window = field(default_factory=lambda: Window(32))  # of growth, where it was looked at
     rates: list[float] = field(default_factory=list)  # the last 16
     raw: list[float] = field(default_factory=list)  # ln of the last 32 norms as they were
-    recent: list[list[float]] = field(default_factory=list)  # step, 3 sigmas, ln over, shape
+    recent: list[list[float]] = field(default_factory=list)  # step, sigmas, ln over, shape
     peaks: list[float] = field(default_factory=lambda: [0.0] * RULES)  # largest innocent values
     peak_age: int = 0  # steps since they were taken
     rising: list[float] = field(default_factory=lambda: [0.0] * RULES)  # of this excursion
@@ -103,20 +103,24 @@ class ExplodingState:
         return twin
 
 
-def sigmas(state: ExplodingState, x: Witness) -> tuple[float, float, float]:
-    """Robust sigmas of norm, loss and cosine over their usual values; NaN where unknown."""
+def sigmas(state: ExplodingState, x: Witness) -> tuple[float, float, float, float]:
+    """Robust sigmas of norm, loss and cosine over their usual values; NaN where unknown.
+
+    The last is the loss again, however small it is beside the run's scale.
+    """
     norms, losses, cosines = state.norms, state.losses, state.cosines
     wide = 1 + SMALL_SAMPLE / len(norms.values)
     norm = (x.log_norm - norms.median) / (max(SPREAD_FLOOR, norms.spread()) * wide)
-    loss = cosine = math.nan
+    loss = own = cosine = math.nan
     if math.isfinite(x.loss) and len(losses.values) >= FEWEST:
         middle = losses.median
-        floor = max(LOSS_FLOOR * abs(middle), LOSS_SCALE_FLOOR * state.loss_scale, 1e-12)
-        loss = (x.loss - middle) / (max(floor, losses.spread()) * wide)
+        spread = max(LOSS_FLOOR * abs(middle), losses.spread(), 1e-12)
+        own = (x.loss - middle) / (spread * wide)
+        loss = own * min(1.0, spread / max(1e-12, LOSS_SCALE_FLOOR * state.loss_scale))
     if math.isfinite(x.turn) and len(cosines.values) >= FEWEST:
         spread = max(COSINE_FLOOR, cosines.spread())
         cosine = (x.turn - cosines.median) / (spread * wide)
-    return norm, loss, cosine
+    return norm, loss, cosine, own
 
 
 def fisher(cosine: float) -> float:

@@ -39,7 +39,7 @@ from gradwatch_service.detectors.sustained import (
 
 __all__ = ["JUMP_STEPS", "ExplodingState", "Spike", "Witness", "find_exploding", "is_raised"]
 
-NORM, LOSS, COSINE, OVER, SHAPE = 1, 2, 3, 4, 5  # columns of ``ExplodingState.recent``
+NORM, LOSS, COSINE, OVER, SHAPE, OWN_LOSS = 1, 2, 3, 4, 5, 6  # columns of ``ExplodingState.recent``
 
 ALONE: Final = 8.5  # robust sigmas of ln norm that need no other witness
 ALONE_MOST: Final = 12.0
@@ -118,9 +118,9 @@ def find_exploding(state: ExplodingState, x: Witness) -> Spike | None:
         start = _bad_start(state, x)
         accept(state, x, flagged=start is not None)
         return start
-    norm, loss, cosine = sigmas(state, x)
+    norm, loss, cosine, own = sigmas(state, x)
     over = x.log_norm - state.norms.median
-    state.recent.append([x.step, norm, loss, cosine, over, x.shape_spread])
+    state.recent.append([x.step, norm, loss, cosine, over, x.shape_spread, own])
     del state.recent[:-5]
     state.peak_age += 1
     up = _step_up(state, x)
@@ -174,7 +174,7 @@ def _is_innocent(state: ExplodingState, up: float) -> bool:
 
 
 def _judge(state: ExplodingState, x: Witness, up: float) -> Spike | None:
-    _, norm, loss, _, _, _ = state.recent[-1]
+    norm, loss = state.recent[-1][NORM], state.recent[-1][LOSS]
     scores = _scores(state, x, up)
     rule = max(scores, key=lambda name: scores[name])
     score = scores[rule]
@@ -239,7 +239,7 @@ def _bad_start(state: ExplodingState, x: Witness) -> Spike | None:
 
 def _scores(state: ExplodingState, x: Witness, up: float) -> dict[str, float]:
     """How far each rule is beyond its limit, which is 1."""
-    _, norm, loss, _, over, _ = state.recent[-1]
+    _, norm, loss, _, over, _, _ = state.recent[-1]
     # Instability comes in clusters, and the first of a cluster has been told.
     calm = 1.0 if state.quiet >= AFTERMATH else AFTERMATH_FACTOR
     peaks = [HEADROOM * peak for peak in peaks_now(state)]
@@ -265,7 +265,7 @@ def _scores(state: ExplodingState, x: Witness, up: float) -> dict[str, float]:
 
 def _innocent(state: ExplodingState, up: float) -> list[float]:
     """Values of the rules that learn from innocent excursions."""
-    _, norm, loss, _, _, _ = state.recent[-1]
+    norm, loss = state.recent[-1][NORM], state.recent[-1][LOSS]
     return [norm, _both(norm, loss), _lasting(state), up, _loss_lasting(state), 0.0]
 
 
@@ -328,10 +328,10 @@ def _scaled(state: ExplodingState) -> float:
     if state.seen < STEP_UP_FIRST and len(state.shapes) < SHAPES_KNOWN:
         limit *= SHAPE_EARLY
     least: list[float] = []
-    for _, norm, loss, _, over, shape in reversed(state.recent[-3:]):
-        if over < LASTING_OVER or shape > limit or loss > LOSS_QUIET:
+    for entry in reversed(state.recent[-3:]):
+        if entry[OVER] < LASTING_OVER or entry[SHAPE] > limit or entry[OWN_LOSS] > LOSS_QUIET:
             break
-        least.append(min([norm, *least[-1:]]))
+        least.append(min([entry[NORM], *least[-1:]]))
     twice = least[1] / SCALED if len(least) >= 2 else 0.0
     return max(twice, least[2] / SCALED_THRICE) if len(least) == 3 else twice
 
@@ -372,9 +372,10 @@ def _is_harmless(state: ExplodingState, x: Witness, scores: dict[str, float]) ->
     The latter is a batch that is hard for a model that has nearly learnt its task.
     """
     others = max(score for rule, score in scores.items() if rule not in TOLD)
-    rose = state.recent[-1][LOSS] >= TOGETHER or state.harmless
+    rose = state.recent[-1][OWN_LOSS] >= TOGETHER or state.harmless
     low = x.loss < TAME_LOSS * state.loss_scale and x.log_norm < state.first_level
-    if rose and low and max(others, scores["step up"]) < 1:
+    lasting = scores["step up"] >= 1 and mean_sigmas(state, OWN_LOSS, LASTING_STEPS) < LASTING
+    if rose and low and others < 1 and not lasting:
         return True
     now = [*(scores.get(rule, 0.0) for rule in TOLD), 0.0]
     state.worst = [max(a, b) for a, b in zip(state.worst, now, strict=True)]
