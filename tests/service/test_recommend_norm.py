@@ -15,6 +15,7 @@ from gradwatch_service.recommenders.norm import (
     in_force,
     initial_state,
 )
+from gradwatch_service.recommenders.restraint import CALM
 
 RULE = NormRecommender()
 
@@ -47,20 +48,26 @@ def thresholds(norms, preference="tight"):
 def slow_rule(norms, preference):
     """The rule as one would write it down: one step after the other."""
     logs, level, levels, spikes = [], math.inf, [], []
-    tick, lowered, quiet = math.log(1.001), 0, 200
+    tick, lowered, quiet, opening = math.log(1.001), 1600, 0, True
     for norm in norms:
         y = math.log(norm)
         usual = max(np.median(logs), np.median(logs[-16:])) if len(logs) >= 3 else math.inf
-        spikes.append(y > usual + math.log(2.5))
-        quiet = 0 if spikes[-1] else min(quiet + 1, 200)
-        rise = 10 if preference == "balanced" and quiet == 200 else 1
-        lowered = min(1600, lowered + 400) if spikes[-1] else max(0, lowered - rise)
+        spikes.append(y > usual + math.log(3))
         logs = [*logs, y][-64:]
+        last = np.array(logs[-16:])
+        spread = 1.4826 * np.median(np.abs(last - np.median(last)))
+        quiet = 0 if spikes[-1] else min(quiet + 1, 200)
+        opening = opening and not spikes[-1]
+        steady = len(logs) >= 3 and spread <= 0.25
+        rise = 200 if opening and steady else 10 if quiet == 200 else 1
+        lowered = min(1600, lowered + 400) if spikes[-1] else max(0, lowered - rise)
+        if opening and not lowered:
+            opening, quiet = False, 200
         if len(logs) >= 3:
             aim = float(np.quantile(logs, 0.1))
             if preference == "balanced":
                 aim = max(aim, float(np.median(logs)) + math.log(2.5) - lowered * tick)
-            level = min(aim, level + rise * tick)
+            level = min(aim, level + (rise if preference == "balanced" else 1) * tick)
         levels.append(level)
     return np.exp(levels), sum(spikes)
 
@@ -122,10 +129,21 @@ def test_after_two_hundred_quiet_norms_the_limit_comes_back_ten_times_as_fast():
     assert replay(lognormal(500, 0.1, 7), state=struck).threshold("balanced") > 2.2
 
 
+def test_a_run_starts_as_tight_as_allowed_and_opens_only_while_it_is_steady():
+    steady, wild = lognormal(40, 0.1), lognormal(40, 0.8)
+
+    first, opened, closed = replay(steady[:4]), replay(steady), replay(wild)
+
+    assert first.threshold("balanced") < 1.1 * np.median(steady)
+    assert opened.threshold("balanced") > 2
+    assert closed.threshold("balanced") < np.median(wild)
+    assert "until the run has been steady" in answer_norm(first, Asked())["reason"]
+
+
 def test_norms_that_rise_steadily_are_no_spikes():
     rising = np.exp(0.03 * np.arange(120)) * lognormal(120, 0.1)
 
-    assert replay(rising).restraint == initial_state().restraint
+    assert replay(rising).restraint == CALM
 
 
 def test_the_threshold_falls_at_once_and_rises_at_most_a_thousandth_per_step():
@@ -162,7 +180,7 @@ def test_a_written_state_is_read_back_and_goes_on_as_if_never_written():
 
 
 def test_a_state_of_another_version_is_refused():
-    data = RULE.dump(initial_state()).replace(b'"version": 2', b'"version": 99')
+    data = RULE.dump(initial_state()).replace(b'"version": 3', b'"version": 99')
 
     with pytest.raises(UnknownStateVersion, match="99"):
         RULE.load(data)

@@ -231,7 +231,8 @@ def _words(
             "the interval is wider than a factor 1.5, so only provisional"
         )
     restraint = state.restraint
-    spikes = f", lowered to {restraint.share:.0%} of that by spikes" if restraint.lowered else ""
+    why = "until the run has been steady" if restraint.opening else "by spikes"
+    spikes = f", lowered to {restraint.share:.0%} of that {why}" if restraint.lowered else ""
     rule = WORDS[preference].format(n=n, spikes=spikes, rise=1 if restraint.calm else 0.1)
     return "; ".join([rule, *told])
 

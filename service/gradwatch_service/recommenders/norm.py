@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from gradwatch_service.detectors.base import Finding, RunContext, UnknownStateVersion
 from gradwatch_service.measures import global_norm, nonfinite_count, scalar
-from gradwatch_service.recommenders.restraint import SPIKE, Restraint, restrained, spikes
+from gradwatch_service.recommenders.restraint import LIMIT, Restraint, restrained, signs
 from gradwatch_service.recommenders.window import log_spread, quantile, sorted_windows
 from gradwatch_service.rows import StepRows
 
@@ -194,7 +194,8 @@ def _follow(state: NormState, logs: Floats, held: Flags) -> _Followed:
     # One window more than new norms, where there is a past: a spike is one beside earlier norms.
     ordered, counts = sorted_windows(past[:-1], np.concatenate([past[-1:], logs]), WINDOW)
     medians = quantile(ordered, counts, 0.5)
-    lowered, ticks, restraint = restrained(state.restraint, spikes(past, logs, medians), held)
+    struck, steady = signs(past, logs, medians)
+    lowered, ticks, restraint = restrained(state.restraint, struck, steady, held)
     new = slice(-len(logs), None)
     targets = _targets(ordered[new], counts[new], medians[new], lowered)
     clocks = state.clocks[:, None] + np.cumsum(np.stack([~held, ticks, ~held]), axis=1)
@@ -250,7 +251,7 @@ def usual_level(medians: Floats, tight: Floats, lowered: Floats | float) -> Floa
         tight: [n] lowest tenths of ln norm.
         lowered: [n] ln by which spikes have lowered the limit.
     """
-    return np.maximum(tight, medians + SPIKE - lowered)
+    return np.maximum(tight, medians + LIMIT - lowered)
 
 
 def alarm_level(ordered: Floats, counts: Steps) -> Floats:
@@ -266,7 +267,7 @@ def alarm_level(ordered: Floats, counts: Steps) -> Floats:
 class NormRecommender:
     """The rule as an :class:`~gradwatch_service.detectors.base.Analysis` over reported steps."""
 
-    version = 2
+    version = 3
 
     def start(self, context: RunContext) -> NormState:  # noqa: ARG002 - the rule starts alike for all
         """State before the first step."""

@@ -1,8 +1,9 @@
 """How far spikes lower the limit of a run, and how fast a quiet run gets it back.
 
 A calm job loses by being clipped, an unstable one by not being clipped, and what tells them apart
-before the damage is done is norms that stand out from their neighbours. Everything counts in ticks
-of 0.1 %, whole numbers, so that no split of the steps into blocks changes a bit.
+before the damage is done is norms that stand out from their neighbours. A run starts restrained: what
+explodes in its first ten steps is lost before anything can stand out. Everything counts in ticks of
+0.1 %, whole numbers, so that no split of the steps into blocks changes a bit.
 """
 
 from __future__ import annotations
@@ -13,35 +14,40 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwatch_service.recommenders.window import quantile, sorted_windows
+from gradwatch_service.recommenders.window import log_spread, quantile, sorted_windows
 
-__all__ = ["SPIKE", "Restraint", "restrained", "spikes"]
+__all__ = ["LIMIT", "Restraint", "restrained", "signs"]
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 Ticks = NDArray[np.int64]
 
-SPIKE = math.log(2.5)  # ln of how many medians are a spike, and of where a calm run is clipped
+LIMIT = math.log(2.5)  # ln of how many medians a calm run is clipped at
+SPIKE = math.log(3)  # ln of how many medians are a spike
+STEADY = 0.25  # spread of the last 16 ln norms up to which a run counts as steady
 SHORT = 16  # norms whose median keeps a steady rise from looking like spikes
-FEWEST = 3  # norms before one can stand out
+FEWEST = 3  # norms before anything is said
 TICK = math.log(1.001)
 DROP = 400  # ticks by which each spike lowers the limit: to two thirds
 MOST = 1600  # ticks it can be lowered in all: to a fifth, which is half of a median
 QUIET = 200  # norms without a spike after which a run is calm
-SLOW, FAST = 1, 10  # ticks per norm by which the limit comes back, until then and from then on
+OPEN = 200  # ticks per norm by which the limit comes back at the start while a run is steady
+SLOW, FAST = 1, 10  # the same until a run is calm, and from then on
 
 
 @dataclass(frozen=True, slots=True)
 class Restraint:
-    """What the spikes of a run have done.
+    """What the norms of a run have done to its limit.
 
     Attributes:
-        lowered: Ticks by which the limit is lowered now, 0 to ``MOST``.
-        quiet: Norms since the last spike, ``QUIET`` before the first: a run starts calm.
+        lowered: Ticks by which the limit is lowered now, 0 to ``MOST``; ``MOST`` at the start.
+        quiet: Norms since the last spike, at most ``QUIET``.
+        opening: There was no spike yet and the limit has never come back whole.
     """
 
-    lowered: int = 0
-    quiet: int = QUIET
+    lowered: int = MOST
+    quiet: int = 0
+    opening: bool = True
 
     @property
     def down(self) -> float:
@@ -59,8 +65,13 @@ class Restraint:
         return self.quiet >= QUIET
 
 
-def spikes(past: Floats, logs: Floats, medians: Floats) -> Flags:
-    """[n] whether each norm exceeds 2.5 times both medians before it: of the last 64 and the last 16.
+CALM = Restraint(0, QUIET, opening=False)
+
+
+def signs(past: Floats, logs: Floats, medians: Floats) -> tuple[Flags, Flags]:
+    """[n] which norms are spikes, and [n] where the last 16 lie close together.
+
+    A spike exceeds 3 times both medians before it: of the last 64 and of the last 16.
 
     Args:
         past: ln of the norms before, oldest first.
@@ -68,37 +79,45 @@ def spikes(past: Floats, logs: Floats, medians: Floats) -> Flags:
         medians: [n or n + 1] medians of the last 64 up to each new norm, and, when there is a past,
             first of those before the new ones.
     """
-    found = np.zeros(len(logs), np.bool_)
+    struck = np.zeros(len(logs), np.bool_)
     recent = past[-SHORT:]
     joined = np.concatenate([recent[-1:], logs])
     ordered, counts = sorted_windows(recent[:-1], joined, SHORT)
-    usual = np.maximum(medians, quantile(ordered, counts, 0.5))[:-1]
-    known = counts[:-1] >= FEWEST
+    centres = quantile(ordered, counts, 0.5)
+    usual = np.maximum(medians, centres)[:-1]
+    known = counts >= FEWEST
     if len(usual):
-        found[-len(usual) :] = known & (logs[-len(usual) :] > usual + SPIKE)
-    return found
+        struck[-len(usual) :] = known[:-1] & (logs[-len(usual) :] > usual + SPIKE)
+    steady = known & (log_spread(ordered, counts, centres) <= STEADY)
+    return struck, steady[-len(logs) :]
 
 
-def restrained(before: Restraint, struck: Flags, held: Flags) -> tuple[Floats, Ticks, Restraint]:
+def restrained(
+    before: Restraint, struck: Flags, steady: Flags, held: Flags
+) -> tuple[Floats, Ticks, Restraint]:
     """[n] ln by which the limit is lowered at each norm, [n] ticks it may rise, and what is left.
 
     Args:
-        before: What earlier spikes have done.
+        before: What earlier norms have done.
         struck: [n] which norms are spikes.
+        steady: [n] where the last norms lie close together.
         held: [n] after which the limit may not rise.
     """
-    if before == Restraint() and not struck.any():
+    if before == CALM and not struck.any():
         return np.zeros(len(struck)), np.where(held, 0, FAST), before
-    lowered, quiet = before.lowered, before.quiet
+    lowered, quiet, opening = before.lowered, before.quiet, before.opening
     downs, ticks = [], []
-    for hit in struck.tolist():
+    for hit, close in zip(struck.tolist(), steady.tolist(), strict=True):
         quiet = 0 if hit else min(quiet + 1, QUIET)
-        rise = FAST if quiet >= QUIET else SLOW
+        opening = opening and not hit
+        rise = OPEN if opening and close else FAST if quiet == QUIET else SLOW
         lowered = min(MOST, lowered + DROP) if hit else max(0, lowered - rise)
+        if opening and lowered == 0:
+            opening, quiet = False, QUIET
         downs.append(lowered)
         ticks.append(rise)
     return (
         TICK * np.array(downs, np.float64),
         np.where(held, 0, np.array(ticks, np.int64)),
-        Restraint(lowered, quiet),
+        Restraint(lowered, quiet, opening),
     )
