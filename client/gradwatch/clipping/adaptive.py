@@ -9,7 +9,15 @@ from torch import Tensor
 
 from gradwatch.clipping.hold import HOLD_STEPS, after_change, no_rates
 from gradwatch.clipping.learned import JointPolicy, check, shrink
-from gradwatch.clipping.restraint import QUIET, SPIKE, TICK, newest_median, restrain
+from gradwatch.clipping.restraint import (
+    LIMIT,
+    MOST,
+    TICK,
+    Restraint,
+    is_spike,
+    is_steady,
+    restrain,
+)
 from gradwatch.clipping.stages import Scope, Situation, Stage
 from gradwatch.clipping.window import MIN_NORMS, WindowStage
 from gradwatch.errors import PolicyError
@@ -33,9 +41,10 @@ class Adaptive(JointPolicy):
 
     - ``tight``: the lowest tenth; rises by 0.1 % per step. For a job that has been unstable.
     - ``balanced``: 2.5 times the median, but where spikes have lowered it, at the least as ``tight``.
-      A norm above 2.5 times the median of the last 64 and of the last 16 is a spike, and each lowers
+      A norm above 3 times the median of the last 64 and of the last 16 is a spike, and each lowers
       the target to two thirds. That comes back, and the limit rises, by 0.1 % per step, after 200
-      steps without a spike by 1 %.
+      steps without a spike by 1 %. It starts as ``tight`` and opens by 22 % per step while the last
+      16 norms lie close together.
     - ``guard``: the spike level, the median times ``exp(max(5 s k, ln 3))``; rises by 1 % per step.
 
     Two differences: where the service says that it knows nothing (a flood of non-finite steps, norms
@@ -95,12 +104,12 @@ class _Adaptive(WindowStage):
     """``ring`` holds ln norm; ``level`` is ln of the limit, infinite while nothing is known.
 
     ``rates`` and ``since`` follow the learning rate, through non-finite steps too: it is no gradient.
-    ``lowered`` and ``quiet`` are what spikes have done to a balanced limit.
+    ``lowered``, ``quiet`` and ``opening`` are what the norms have done to a balanced limit.
     """
 
     def __init__(self, scope: Scope, policy: Adaptive) -> None:
-        first = {"since": float(HOLD_STEPS), "lowered": 0.0, "quiet": QUIET}
-        super().__init__(scope, policy.window, level=math.inf, **first)
+        start = {"lowered": MOST, "quiet": 0.0, "opening": 1.0}
+        super().__init__(scope, policy.window, level=math.inf, since=float(HOLD_STEPS), **start)
         self._policy = policy
         self._quantile = policy.quantile
         if policy.quantile is None and policy.preference == "tight":
@@ -124,22 +133,23 @@ class _Adaptive(WindowStage):
         limit = torch.where(level.isinf(), policy.initial or math.inf, limit)
         self.tensors["threshold"] = limit
         usable = usable & (norm > 0)
-        ticks: Tensor | float = 1.0
-        if self._restrained:
-            ticks = self._learn_spike(norm.log(), usable)
-        self.remember(norm.log(), usable)
+        ticks = self._take_in(norm.log(), usable)
         free = (self.tensors["since"] >= HOLD_STEPS).to(level)
         raised = level + free * ticks * self._rise
         self.learn(usable, level=torch.minimum(self._target(), raised))
         return shrink(limit, norm)
 
-    def _learn_spike(self, value: Tensor, usable: Tensor) -> Tensor:
-        """Compare a norm with those before it; return the [] ticks by which the limit may rise."""
-        recent = newest_median(self.tensors["ring"], self.tensors["count"])
-        usual = torch.maximum(self.quantile(0.5), recent)
-        struck = value > usual + SPIKE
-        lowered, quiet, ticks = restrain(struck, self.tensors["lowered"], self.tensors["quiet"])
-        self.learn(usable, lowered=lowered, quiet=quiet)
+    def _take_in(self, value: Tensor, usable: Tensor) -> Tensor | float:
+        """Remember ln of a norm; return the [] ticks by which the limit may rise."""
+        if not self._restrained:
+            self.remember(value, usable)
+            return 1.0
+        state = self.tensors
+        struck = is_spike(value, self.quantile(0.5), state["ring"], state["count"])
+        self.remember(value, usable)
+        before = Restraint(state["lowered"], state["quiet"], state["opening"])
+        after, ticks = restrain(before, struck, is_steady(state["ring"], state["count"]))
+        self.learn(usable, **after._asdict())
         return ticks
 
     def _target(self) -> Tensor:
@@ -147,7 +157,7 @@ class _Adaptive(WindowStage):
         if self._quantile is not None:
             aim = self.quantile(self._quantile)
         elif self._restrained:
-            usual = self.quantile(0.5) + SPIKE - TICK * self.tensors["lowered"]
+            usual = self.quantile(0.5) + LIMIT - TICK * self.tensors["lowered"]
             aim = torch.maximum(self.quantile(TIGHT), usual)
         else:
             return self.alarm_level()

@@ -9,7 +9,7 @@ from gradwatch.clipping.learned import JointStage
 from gradwatch.clipping.stages import Scope
 from gradwatch.errors import PolicyError
 
-__all__ = ["MIN_NORMS", "WindowStage", "quantile"]
+__all__ = ["MIN_NORMS", "WindowStage", "log_spread", "quantile"]
 
 MIN_NORMS = 3  # fewer say nothing; this and the numbers below are those of the service
 _MIN_SPREAD = 0.08
@@ -73,13 +73,17 @@ class WindowStage(JointStage):
         s = max(0.08, 1.4826 MAD) and k = 1 + 30 / n.
         """
         held, centre = self.held, self.quantile(0.5)
-        distances = (
-            (self.tensors["ordered"] - centre).abs().nan_to_num(nan=math.inf, posinf=math.inf)
-        )
-        spread = _MAD_TO_SIGMA * quantile(distances.sort().values, held, 0.5)
-        width = 5 * spread.clamp(min=_MIN_SPREAD) * (1 + 30 / held.clamp(min=1))
+        spread = log_spread(self.tensors["ordered"], held, centre)
+        width = 5 * spread * (1 + 30 / held.clamp(min=1))
         width = width.clamp(math.log(3), math.log(1000))
         return torch.where(held >= MIN_NORMS, centre + width, math.inf)
+
+
+def log_spread(ordered: Tensor, count: Tensor, centre: Tensor) -> Tensor:
+    """Return the [] robust deviation of the first ``count`` of sorted logarithms: max(0.08, 1.4826 MAD)."""
+    distances = (ordered - centre).abs().nan_to_num(nan=math.inf, posinf=math.inf)
+    spread = _MAD_TO_SIGMA * quantile(distances.sort().values, count, 0.5)
+    return spread.clamp(min=_MIN_SPREAD)
 
 
 def quantile(ordered: Tensor, count: Tensor, share: float) -> Tensor:
