@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from fastapi import Depends, Request
+from fastapi.concurrency import run_in_threadpool
 
 from gradwatch_service.access.tokens import Token, TokenFileError, read_tokens
 from gradwatch_service.problems import ServiceError, invalid
@@ -217,9 +218,14 @@ def check_run_id(run: str) -> None:
         )
 
 
-def _visible_run(run: str, request: Request, caller: Reader) -> RunRecord:
+async def _visible_run(run: str, request: Request, caller: Reader) -> RunRecord:
     check_run_id(run)
-    record: RunRecord = request.app.state.service.store.run(run)
+    service = request.app.state.service
+    version = service.remembered.version(run)
+    record: RunRecord = service.remembered.find_record(run, version)
+    if record is None:
+        record = await run_in_threadpool(service.store.run, run)
+        service.remembered.keep_record(record, version)
     if not caller.sees(record.project):
         # The same as for a run that never was: its existence is nobody else's business.
         raise UnknownRunError(run)

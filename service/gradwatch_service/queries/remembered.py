@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gradwatch_service.store.base import Commit
+from gradwatch_service.store.base import Commit, RunRecord
 
 __all__ = ["Answer", "Remembered"]
 
@@ -18,6 +18,7 @@ __all__ = ["Answer", "Remembered"]
 SECONDS = 10.0
 MOST_BYTES = 8 * 2**20
 LARGEST_BYTES = 2**20
+MOST_RECORDS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class Remembered:
         self._lock = threading.Lock()
         self._bytes = 0
         self._held: OrderedDict[Hashable, tuple[int, float, Answer]] = OrderedDict()
+        self._records: OrderedDict[str, tuple[int, float, RunRecord]] = OrderedDict()
 
     def version(self, run: str) -> int:
         """A number that no other state of the run has or will have."""
@@ -78,6 +80,21 @@ class Remembered:
             while self._bytes > self._most_bytes:
                 _, (_, _, gone) = self._held.popitem(last=False)
                 self._bytes -= len(gone.body)
+
+    def find_record(self, run: str, version: int) -> RunRecord | None:
+        """The run as it was read at this version, if that is not too long ago."""
+        held = self._records.get(run)
+        if held is None or held[0] != version or self._clock() >= held[1]:
+            return None
+        return held[2]
+
+    def keep_record(self, record: RunRecord, version: int) -> None:
+        """Keep a run that was read after the version was."""
+        with self._lock:
+            self._records[record.run] = (version, self._clock() + SECONDS, record)
+            self._records.move_to_end(record.run)
+            if len(self._records) > MOST_RECORDS:
+                self._records.popitem(last=False)
 
     def committed(self, commits: Sequence[Commit]) -> None:
         """Note what was stored."""
