@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import uvicorn
 import zstandard
 from benchmarks.machine import cpu_name
 from benchmarks.server_process import (
@@ -41,7 +40,7 @@ from benchmarks.server_process import (
 import gradwatch_wire as wire
 from gradwatch_service.analysis.analyser import Analyser
 from gradwatch_service.app import create_app
-from gradwatch_service.server import bound_arenas, configure
+from gradwatch_service.server import Server, bound_arenas, configure
 from gradwatch_service.settings import Settings
 from gradwatch_service.store.opening import open_store
 from gradwatch_service.store.sqlite.maintenance import Maintenance
@@ -318,7 +317,9 @@ def serve(stage: str, store: str, port: str) -> None:
     settings = Settings(store=f"sqlite:///{store}", port=int(port), compact_quiet_seconds=1)
     config = configure(create_app(settings, open_store(settings)), settings)
     config.host, config.port = "127.0.0.1", int(port)
-    uvicorn.Server(config).run()
+    server = Server(config)
+    server.alone = True
+    server.run()
 
 
 def idle(_: object) -> None:

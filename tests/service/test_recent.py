@@ -102,8 +102,8 @@ def test_memory_is_bounded_in_bytes_and_in_time(store):
         recent.committed([commit("run", sequence, rows)])
         assert recent.nbytes <= 3 * size
     held = [recent.of("run")(0, 0, sequence) is not None for sequence in range(10)]
-    assert held == [False] * 7 + [True] * 3
-    recent.committed([commit("run", 9, rows)])
+    assert held == [True] * 3 + [False] * 7, "the oldest are compacted next"
+    recent.committed([commit("run", 2, rows)])
     assert recent.nbytes == 3 * size, "the same once more takes no room"
     now[0] = 5.1
     recent.expire()

@@ -31,8 +31,8 @@ class Recent:
     """A bounded memory of what was just stored; the store itself remains what is true.
 
     Rows are found by the identity of their delivery, which never gets other content: nothing here
-    can be out of date. Oldest go first, when there are too many bytes or after some seconds. May be
-    used by any thread.
+    can be out of date. They go when they were compacted, or after some seconds; while there is no
+    room nothing is added, since the oldest are compacted next. May be used by any thread.
 
     Args:
         limit: Bytes that are kept at most.
@@ -62,6 +62,7 @@ class Recent:
         """Keep the rows of what was committed; a store's listener."""
         now = self._clock()
         with self._lock:
+            self._expire(now)
             for commit in commits:
                 rows, sequence = commit.rows, commit.sequence
                 if rows is None or sequence is None or not len(rows) or commit.partial:
@@ -69,9 +70,9 @@ class Recent:
                 key = (commit.run, rows.attempt, rows.rank, sequence)
                 self._remove(key)
                 entry = _Entry(rows, ENTRY_BYTES + rows.nbytes, now)
-                self._entries[key] = entry
-                self._bytes += entry.size
-            self._shrink(now)
+                if self._bytes + entry.size <= self._limit:
+                    self._entries[key] = entry
+                    self._bytes += entry.size
 
     def of(self, run: str) -> RecentRows:
         """Return what looks up rows of one run."""
@@ -89,14 +90,14 @@ class Recent:
                 self._remove((run, attempt, rank, sequence))
 
     def expire(self) -> None:
-        """Let go of what is too old or too much."""
+        """Let go of what is too old."""
         with self._lock:
-            self._shrink(self._clock())
+            self._expire(self._clock())
 
-    def _shrink(self, now: float) -> None:
+    def _expire(self, now: float) -> None:
         while self._entries:
             key, entry = next(iter(self._entries.items()))
-            if self._bytes <= self._limit and now - entry.since <= self._seconds:
+            if now - entry.since <= self._seconds:
                 return
             self._remove(key)
 
