@@ -52,7 +52,8 @@ def slow_rule(norms, preference):
     for norm in norms:
         y = math.log(norm)
         usual = max(np.median(logs), np.median(logs[-16:])) if len(logs) >= 3 else math.inf
-        spikes.append(y > usual + math.log(3))
+        wide = 3 * 1.4826 * np.median(np.abs(np.array(logs) - np.median(logs))) if logs else 0
+        spikes.append(y > usual + max(math.log(2.5), wide))
         logs = [*logs, y][-64:]
         last = np.array(logs[-16:])
         spread = 1.4826 * np.median(np.abs(last - np.median(last)))
@@ -140,6 +141,16 @@ def test_a_run_starts_as_tight_as_allowed_and_opens_only_while_it_is_steady():
     assert "until the run has been steady" in answer_norm(first, Asked())["reason"]
 
 
+def test_noise_that_was_always_there_is_no_row_of_spikes():
+    norms = lognormal(2000, 0.5)
+    state = replay(norms[:500])
+
+    limits = in_force(norms, np.ones(2000, bool), np.full(2000, np.nan))[1]
+
+    assert np.mean(norms[500:] > limits[500:]) < 0.2
+    assert answer_norm(state, Asked())["intended_share"] < 0.3
+
+
 def test_norms_that_rise_steadily_are_no_spikes():
     rising = np.exp(0.03 * np.arange(120)) * lognormal(120, 0.1)
 
@@ -180,7 +191,7 @@ def test_a_written_state_is_read_back_and_goes_on_as_if_never_written():
 
 
 def test_a_state_of_another_version_is_refused():
-    data = RULE.dump(initial_state()).replace(b'"version": 3', b'"version": 99')
+    data = RULE.dump(initial_state()).replace(b'"version": 4', b'"version": 99')
 
     with pytest.raises(UnknownStateVersion, match="99"):
         RULE.load(data)

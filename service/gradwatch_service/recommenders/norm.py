@@ -194,10 +194,15 @@ def _follow(state: NormState, logs: Floats, held: Flags) -> _Followed:
     # One window more than new norms, where there is a past: a spike is one beside earlier norms.
     ordered, counts = sorted_windows(past[:-1], np.concatenate([past[-1:], logs]), WINDOW)
     medians = quantile(ordered, counts, 0.5)
-    struck, steady = signs(past, logs, medians)
+    spreads = log_spread(ordered, counts, medians)
+    struck, steady = signs(past, logs, medians, spreads)
     lowered, ticks, restraint = restrained(state.restraint, struck, steady, held)
     new = slice(-len(logs), None)
-    targets = _targets(ordered[new], counts[new], medians[new], lowered)
+    # A spike cannot lift a quantile below the median, so the quantiles need no winsorising.
+    tight = quantile(ordered[new], counts[new], TIGHT)
+    usual = usual_level(medians[new], tight, lowered)
+    alarm = medians[new] + _alarm_width(spreads[new], counts[new])
+    targets = np.where(counts[new] < MIN_NORMS, np.inf, np.stack([tight, usual, alarm]))
     clocks = state.clocks[:, None] + np.cumsum(np.stack([~held, ticks, ~held]), axis=1)
     rises = RISE[:, None] * clocks
     floors = np.minimum.accumulate(np.minimum(targets - rises, state.floors[:, None]), axis=1)
@@ -232,17 +237,6 @@ def in_force(norms: Floats, finite: Flags, rates: Floats) -> Floats:
     return np.where(np.isfinite(levels), np.exp(np.minimum(levels, 700.0)), np.nan)
 
 
-def _targets(ordered: Floats, counts: Steps, medians: Floats, lowered: Floats) -> Floats:
-    """[3, n] where the threshold of each preference would stand without the law, as ln norm.
-
-    A spike cannot lift a quantile below the median, so the quantiles need no winsorising.
-    """
-    tight = quantile(ordered, counts, TIGHT)
-    targets = np.stack([tight, usual_level(medians, tight, lowered), alarm_level(ordered, counts)])
-    targets[:, counts < MIN_NORMS] = np.inf
-    return targets
-
-
 def usual_level(medians: Floats, tight: Floats, lowered: Floats | float) -> Floats:
     """[n] ln of where ``balanced`` aims: 2.5 medians, as much lower as spikes say, never below ``tight``.
 
@@ -260,14 +254,17 @@ def alarm_level(ordered: Floats, counts: Steps) -> Floats:
     A small window widens the limit through k, up to a thousand times the median.
     """
     centre = quantile(ordered, counts, 0.5)
-    spread = log_spread(ordered, counts, centre)
-    return centre + np.clip(5 * spread * (1 + 30 / counts), math.log(3), math.log(1000))
+    return centre + _alarm_width(log_spread(ordered, counts, centre), counts)
+
+
+def _alarm_width(spreads: Floats, counts: Steps) -> Floats:
+    return np.clip(5 * spreads * (1 + 30 / counts), math.log(3), math.log(1000))
 
 
 class NormRecommender:
     """The rule as an :class:`~gradwatch_service.detectors.base.Analysis` over reported steps."""
 
-    version = 3
+    version = 4
 
     def start(self, context: RunContext) -> NormState:  # noqa: ARG002 - the rule starts alike for all
         """State before the first step."""

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from gradwatch_service.recommenders.window import log_spread, quantile, sorted_windows
 
-__all__ = ["LIMIT", "Restraint", "restrained", "signs"]
+__all__ = ["LIMIT", "Restraint", "restrained", "signs", "spike_width"]
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 Ticks = NDArray[np.int64]
 
-LIMIT = math.log(2.5)  # ln of how many medians a calm run is clipped at
-SPIKE = math.log(3)  # ln of how many medians are a spike
+LIMIT = math.log(2.5)  # ln of how many medians a calm run is clipped at, and at least a spike
+SPREADS = 3.0  # how many spreads above the median are at least a spike
 STEADY = 0.25  # spread of the last 16 ln norms up to which a run counts as steady
 SHORT = 16  # norms whose median keeps a steady rise from looking like spikes
 FEWEST = 3  # norms before anything is said
@@ -68,28 +68,36 @@ class Restraint:
 CALM = Restraint(0, QUIET, opening=False)
 
 
-def signs(past: Floats, logs: Floats, medians: Floats) -> tuple[Flags, Flags]:
+def signs(past: Floats, logs: Floats, medians: Floats, spreads: Floats) -> tuple[Flags, Flags]:
     """[n] which norms are spikes, and [n] where the last 16 lie close together.
 
-    A spike exceeds 3 times both medians before it: of the last 64 and of the last 16.
+    A spike exceeds both medians before it, of the last 64 and of the last 16, by a factor of 2.5
+    and by three spreads: noise that was always there is none.
 
     Args:
         past: ln of the norms before, oldest first.
         logs: [n] ln of the new norms.
         medians: [n or n + 1] medians of the last 64 up to each new norm, and, when there is a past,
             first of those before the new ones.
+        spreads: The same of their spreads.
     """
     struck = np.zeros(len(logs), np.bool_)
     recent = past[-SHORT:]
     joined = np.concatenate([recent[-1:], logs])
     ordered, counts = sorted_windows(recent[:-1], joined, SHORT)
     centres = quantile(ordered, counts, 0.5)
-    usual = np.maximum(medians, centres)[:-1]
+    bounds = np.maximum(medians, centres) + spike_width(spreads)
     known = counts >= FEWEST
-    if len(usual):
-        struck[-len(usual) :] = known[:-1] & (logs[-len(usual) :] > usual + SPIKE)
+    earlier = len(joined) - 1
+    if earlier:
+        struck[-earlier:] = known[:-1] & (logs[-earlier:] > bounds[:-1])
     steady = known & (log_spread(ordered, counts, centres) <= STEADY)
     return struck, steady[-len(logs) :]
+
+
+def spike_width(spreads: Floats) -> Floats:
+    """[n] by how much ln norm exceeds the median at least in a spike."""
+    return np.maximum(LIMIT, SPREADS * spreads)
 
 
 def restrained(

@@ -22,8 +22,8 @@ from gradwatch_service.recommenders.norm import (
     alarm_level,
     usual_level,
 )
-from gradwatch_service.recommenders.restraint import DROP, MOST, SPIKE, TICK
-from gradwatch_service.recommenders.window import order_intervals, quantile
+from gradwatch_service.recommenders.restraint import DROP, MOST, TICK, spike_width
+from gradwatch_service.recommenders.window import log_spread, order_intervals, quantile
 
 __all__ = ["TENSOR_STEPS", "answer_tensors"]
 
@@ -158,7 +158,9 @@ def _targets(window: Floats, counts: NDArray[np.int64], asked: Asked) -> Floats:
     if asked.preference == "guard":
         return alarm_level(np.where(np.isnan(ordered), np.inf, ordered), counts)
     medians = quantile(ordered, counts, 0.5)
-    struck = (window > medians[:, None] + SPIKE).sum(axis=1)
+    filled = np.where(np.isnan(ordered), np.inf, ordered)
+    bounds = medians + spike_width(log_spread(filled, counts, medians))
+    struck = (window > bounds[:, None]).sum(axis=1)
     return usual_level(medians, tight, TICK * np.minimum(MOST, DROP * struck))
 
 
