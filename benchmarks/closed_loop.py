@@ -5,7 +5,7 @@
 
 Every arm is a policy of the client on a real job. ``clip.recommended`` follows a live ``gradwatch
 serve`` that this starts. Each training is one line of the file; a training that is there is not
-done again. Then every arm gets its own best of four learning rates: chosen on the first seed,
+done again. Then every arm gets its own best of four learning rates: chosen on the first two seeds,
 judged on all.
 """
 
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from benchmarks.closed_loop_arms import ARMS, LIVE, Unit, run, serving
 from benchmarks.closed_loop_figures import Figures, figures
-from benchmarks.closed_loop_tables import FACTORS, best_factor, report
+from benchmarks.closed_loop_tables import CHOSEN_ON, FACTORS, best_factor, report
 from benchmarks.small_jobs import SMALL_JOBS
 
 Done = dict[Unit, dict[str, Any]]
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
         loop = Loop(done, given.out, stack, only_read=given.table)
         loop.train(first)
         if not given.quick:
-            loop.train(replace(u, factor=f) for u in first if u.seed == 0 for f in FACTORS)
+            loop.train(replace(u, factor=f) for u in first if u.seed in CHOSEN_ON for f in FACTORS)
             found = judged(done)
             loop.train(replace(u, factor=best_factor(found, u)) for u in first)
     print(report(judged(done), given.jobs, given.arms, len(seeds), given.steps))
