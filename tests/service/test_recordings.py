@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmarks.client_trace import COLUMNS, SCALARS, Recorded
+from benchmarks.detectors import incidents
 from benchmarks.fault_kinds import CLASSES, LENGTHS, Injection
 from benchmarks.jobs_seen import SEEN
 from benchmarks.labels import label
@@ -20,6 +21,7 @@ from gradwatch_service.ingest.validation import numel_of, rows_of
 from gradwatch_service.settings import Settings
 from gradwatch_wire import decode, encode
 
+HEALTHY = Path(__file__).parent / "traces_healthy"
 JOB = SEEN["value_rmsprop"]
 FAULTS = [
     Injection("nan_tensor", 20, 22, JOB.place, "b.weight"),
@@ -95,3 +97,9 @@ def test_every_kind_of_fault_has_a_class_a_length_and_a_plan() -> None:
     assert planned | {"dead_relu", "saturate"} == set(CLASSES) == set(LENGTHS)
     for run in runs_of(JOB):
         assert plan(JOB, run, 440, seed=1) == plan(JOB, run, 440, seed=1)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in HEALTHY.glob("*.json")))
+def test_resuming_and_pauses_for_evaluation_are_no_troubles(name: str) -> None:
+    found = incidents(load_trace(HEALTHY / f"{name}.json"), batch=50)
+    assert [i for i in found if i.severity != "info"] == []
