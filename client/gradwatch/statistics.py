@@ -140,7 +140,7 @@ class GradStats:
     @torch.no_grad()
     def to_dict(self) -> dict[str, Any]:
         """Read everything back and return plain numbers. Waits for the device, on purpose."""
-        flat = self.buffer.detach().to("cpu", torch.float64)
+        flat = self.buffer.detach().cpu().to(torch.float64)  # not every device has float64
         count = self.packed.shape[1]
         result: dict[str, Any] = {}
         for row, column in enumerate(self.columns):

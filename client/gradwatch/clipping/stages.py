@@ -146,7 +146,7 @@ class Stage:
         if isinstance(threshold, Mapping):
             own = self._initial["threshold"]
             values = [float(threshold.get(name, own)) for name in names]
-            new = torch.tensor(values, dtype=torch.float64).to(old, non_blocking=True)
+            new = torch.tensor(values, dtype=old.dtype).to(old.device, non_blocking=True)
         else:
             new = torch.full_like(old, threshold)
         self.tensors["threshold"] = new

@@ -1,5 +1,6 @@
 """What a kernel is: passes over gradients, in place, from which every policy is built."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -141,7 +142,7 @@ class Kernel(Protocol):
         """Return samples of all tensors one after the other, float32; see ``sample_length``."""
 
     def products(self, a: Tensor, b: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Return [3, T] float64: sum a*a, sum b*b, sum a*b of each tensor's part of two samples."""
+        """Return [3, T]: sum a*a, sum b*b, sum a*b of each tensor's part of two samples."""
 
 
 def new_rows(count: int, device: torch.device) -> Tensor:
@@ -149,6 +150,10 @@ def new_rows(count: int, device: torch.device) -> Tensor:
     return torch.zeros(len(Row), count, dtype=accumulator(device), device=device)
 
 
+@functools.cache
 def accumulator(device: torch.device) -> torch.dtype:
-    """Return the dtype that statistics are kept in on a device."""
-    return torch.float32 if device.type == "mps" else torch.float64  # Apple GPUs have no float64
+    """Return the dtype that statistics are kept in on a device: float64 where it has that."""
+    lacking = device.type == "mps"  # Apple's GPUs have none, Intel's small ones neither
+    if device.type == "xpu":
+        lacking = not torch.xpu.get_device_properties(device).has_fp64
+    return torch.float32 if lacking else torch.float64

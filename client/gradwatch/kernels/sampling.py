@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gradwatch.kernels.base import accumulator
+
 __all__ = ["BINS", "BINS_PER_OCTAVE", "LOWEST_EXPONENT", "SLICE", "looked_at", "slices_for"]
 
 BINS = 256
@@ -18,12 +20,10 @@ LOWEST_EXPONENT = -48
 SLICE = 512  # neighbours that are sampled together
 STRETCH = 4096  # neighbours that a histogram counts together
 
-# 2^(1/4), 2^(1/2) and 2^(3/4), rounded up: the least float64 that is not below. frexp's mantissas are in
-# [1/2, 1), one octave lower.
-_QUARTERS = [
-    float.fromhex(f"0x1.{digits}p-1")
-    for digits in ("306fe0a31b716", "6a09e667f3bcd", "ae89f995ad3ae")
-]
+# By dtype: the integer of the same size, the digits of a mantissa, and what is added to an exponent.
+_LAYOUTS = {torch.float32: (torch.int32, 23, 127), torch.float64: (torch.int64, 52, 1023)}
+# 2^(1/4), 2^(1/2) and 2^(3/4) rounded up, as the digits of a float64's mantissa: no number lies between.
+_QUARTERS = (0x306FE0A31B716, 0x6A09E667F3BCD, 0xAE89F995AD3AE)
 
 _WHOLE = 1024  # tensors up to this size are sampled completely
 _SHARE = 64  # of larger ones, one slice in this many, and never less than the whole of a small one
@@ -77,13 +77,19 @@ def magnitude_bins(grad: Tensor, every: int, phase: int) -> Tensor:
         flat[:whole].view(-1, every, unit)[:, phase].reshape(-1),
         flat[whole + phase * unit : whole + (phase + 1) * unit],
     ]
-    seen = torch.cat(parts).to(torch.float64).abs()
-    mantissa, exponent = torch.frexp(seen)
-    quarter = sum((mantissa >= border).to(torch.int64) for border in _QUARTERS)
-    bins = (exponent.to(torch.int64) - 1 - LOWEST_EXPONENT) * BINS_PER_OCTAVE + quarter
+    wide = torch.float64 if flat.dtype is torch.float64 else torch.float32
+    integer, digits, bias = _LAYOUTS[wide]
+    seen = torch.cat(parts).to(wide).abs()
+    bits = seen.view(integer)
+    mantissa = bits & ((1 << digits) - 1)
+    # A float32's border is the float64's without its last digits, rounded up again.
+    borders = [-(-border >> (52 - digits)) for border in _QUARTERS]
+    quarter = sum((mantissa >= border).to(integer) for border in borders)
+    bins = ((bits >> digits) - bias - LOWEST_EXPONENT) * BINS_PER_OCTAVE + quarter
     counted = (seen > 0) & seen.isfinite()
     counts = torch.zeros(BINS, dtype=torch.int64, device=grad.device)
-    return counts.scatter_add_(0, bins.clamp(0, BINS - 1), counted.to(torch.int64))
+    places = bins.clamp(0, BINS - 1).to(torch.int64)
+    return counts.scatter_add_(0, places, counted.to(torch.int64))
 
 
 def take_sample(grad: Tensor) -> Tensor:
@@ -99,6 +105,6 @@ def take_sample(grad: Tensor) -> Tensor:
 
 def products(a: Tensor, b: Tensor, lengths: Sequence[int]) -> Tensor:
     """Return [3, T]: sum a*a, sum b*b and sum a*b of each tensor's part of two samples."""
-    wide = [torch.split(x.to(torch.float64), list(lengths)) for x in (a, b)]
+    wide = [torch.split(x.to(accumulator(x.device)), list(lengths)) for x in (a, b)]
     columns = [torch.stack([x.dot(x), y.dot(y), x.dot(y)]) for x, y in zip(*wide, strict=True)]
     return torch.stack(columns, 1)

@@ -58,8 +58,8 @@ class Sampling:
 
     def _count(self, stats: GradStats) -> None:
         """Accumulate on the device, so that a NaN between two reports is never missed."""
-        nonfinite = (stats.nonfinite_count.sum() > 0).double()
-        clipped = (stats.clipped_count.sum() > 0).double()
+        nonfinite = (stats.nonfinite_count.sum() > 0).to(stats.buffer)
+        clipped = (stats.clipped_count.sum() > 0).to(stats.buffer)
         if self._nonfinite_since is not None and self._clipped_since is not None:
             nonfinite, clipped = nonfinite + self._nonfinite_since, clipped + self._clipped_since
         self._nonfinite_since, self._clipped_since = nonfinite, clipped
