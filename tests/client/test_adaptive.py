@@ -161,7 +161,7 @@ def test_a_rate_that_the_optimizer_changes_in_place_is_remembered_as_it_was():
 
 
 def test_the_numbers_of_the_restraint_are_the_services():
-    names = ("LIMIT", "SPIKE", "STEADY", "SHORT", "FEWEST", "TICK", "DROP", "MOST", "QUIET")
+    names = ("LIMIT", "SPREADS", "STEADY", "SHORT", "FEWEST", "TICK", "DROP", "MOST", "QUIET")
     for name in (*names, "OPEN", "SLOW", "FAST"):
         assert getattr(restraint, name) == getattr(service_restraint, name), name
     assert (HOLD_STEPS, RATES) == (service.HOLD_STEPS, service.RATE_LOOKBACK)

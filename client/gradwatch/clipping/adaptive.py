@@ -14,12 +14,11 @@ from gradwatch.clipping.restraint import (
     MOST,
     TICK,
     Restraint,
-    is_spike,
-    is_steady,
+    look_back,
     restrain,
 )
 from gradwatch.clipping.stages import Scope, Situation, Stage
-from gradwatch.clipping.window import MIN_NORMS, WindowStage
+from gradwatch.clipping.window import MIN_NORMS, WindowStage, log_spread
 from gradwatch.errors import PolicyError
 
 __all__ = ["PREFERENCES", "Adaptive"]
@@ -41,8 +40,8 @@ class Adaptive(JointPolicy):
 
     - ``tight``: the lowest tenth; rises by 0.1 % per step. For a job that has been unstable.
     - ``balanced``: 2.5 times the median, but where spikes have lowered it, at the least as ``tight``.
-      A norm above 3 times the median of the last 64 and of the last 16 is a spike, and each lowers
-      the target to two thirds. That comes back, and the limit rises, by 0.1 % per step, after 200
+      A norm that exceeds the medians of the last 64 and of the last 16 by a factor of 2.5 and by
+      three spreads is a spike, and each lowers the target to two thirds. That comes back, and the limit rises, by 0.1 % per step, after 200
       steps without a spike by 1 %. It starts as ``tight`` and opens by 22 % per step while the last
       16 norms lie close together.
     - ``guard``: the spike level, the median times ``exp(max(5 s k, ln 3))``; rises by 1 % per step.
@@ -104,11 +103,12 @@ class _Adaptive(WindowStage):
     """``ring`` holds ln norm; ``level`` is ln of the limit, infinite while nothing is known.
 
     ``rates`` and ``since`` follow the learning rate, through non-finite steps too: it is no gradient.
-    ``lowered``, ``quiet`` and ``opening`` are what the norms have done to a balanced limit.
+    ``bound`` is ln of the norm from which on the next one is a spike; ``lowered``, ``quiet`` and ``opening`` are what the
+    norms have done to a balanced limit.
     """
 
     def __init__(self, scope: Scope, policy: Adaptive) -> None:
-        start = {"lowered": MOST, "quiet": 0.0, "opening": 1.0}
+        start = {"bound": math.inf, "lowered": MOST, "quiet": 0.0, "opening": 1.0}
         super().__init__(scope, policy.window, level=math.inf, since=float(HOLD_STEPS), **start)
         self._policy = policy
         self._quantile = policy.quantile
@@ -117,10 +117,12 @@ class _Adaptive(WindowStage):
         self._restrained = self._quantile is None and policy.preference == "balanced"
         rise = _RISE[policy.preference] if policy.rise is None else policy.rise
         self._rise = math.log1p(rise)
+        self._shares = torch.empty(0)
 
     def bind(self, like: Tensor, count: int) -> None:
         super().bind(like, count)
         self.tensors["rates"] = self.tensors.get("rates", no_rates(like)).to(like)
+        self._shares = torch.tensor([TIGHT, 0.5], dtype=like.dtype, device=like.device)
 
     def coefficients(self, now: Situation) -> Tensor:
         rates, since = after_change(self.tensors["rates"], self.tensors["since"], now.learning_rate)
@@ -132,33 +134,32 @@ class _Adaptive(WindowStage):
         limit = level.exp().clamp(min=policy.minimum, max=policy.maximum or math.inf)
         limit = torch.where(level.isinf(), policy.initial or math.inf, limit)
         self.tensors["threshold"] = limit
-        usable = usable & (norm > 0)
-        ticks = self._take_in(norm.log(), usable)
+        usable, value = usable & (norm > 0), norm.log()
+        self.remember(value, usable)
+        rise: Tensor | float = self._rise
+        if self._restrained:
+            target, rise = self._balanced(value, usable)
+        elif self._quantile is None:
+            target = self.alarm_level()
+        else:
+            target = self._known(self.quantile(self._quantile))
         free = (self.tensors["since"] >= HOLD_STEPS).to(level)
-        raised = level + free * ticks * self._rise
-        self.learn(usable, level=torch.minimum(self._target(), raised))
+        self.learn(usable, level=torch.minimum(target, level + free * rise))
         return shrink(limit, norm)
 
-    def _take_in(self, value: Tensor, usable: Tensor) -> Tensor | float:
-        """Remember ln of a norm; return the [] ticks by which the limit may rise."""
-        if not self._restrained:
-            self.remember(value, usable)
-            return 1.0
+    def _balanced(self, value: Tensor, usable: Tensor) -> tuple[Tensor, Tensor]:
+        """Return [] target and largest rise, both ln, after a norm that is in the window already."""
         state = self.tensors
-        struck = is_spike(value, self.quantile(0.5), state["ring"], state["count"])
-        self.remember(value, usable)
+        tight, median = self.quantile(self._shares).unbind()
+        struck = value > state["bound"]
+        spread = log_spread(state["ordered"], self.held, median)
+        bound, steady = look_back(state["ring"], state["count"], median, spread)
         before = Restraint(state["lowered"], state["quiet"], state["opening"])
-        after, ticks = restrain(before, struck, is_steady(state["ring"], state["count"]))
-        self.learn(usable, **after._asdict())
-        return ticks
+        after, ticks = restrain(before, struck, steady)
+        self.learn(usable, bound=bound, **after._asdict())
+        target = torch.maximum(tight, median + LIMIT - TICK * after.lowered)
+        return self._known(target), ticks * self._rise
 
-    def _target(self) -> Tensor:
-        """[] where the level would stand without the law; infinite before the third norm."""
-        if self._quantile is not None:
-            aim = self.quantile(self._quantile)
-        elif self._restrained:
-            usual = self.quantile(0.5) + LIMIT - TICK * self.tensors["lowered"]
-            aim = torch.maximum(self.quantile(TIGHT), usual)
-        else:
-            return self.alarm_level()
-        return torch.where(self.held >= MIN_NORMS, aim, math.inf)
+    def _known(self, target: Tensor) -> Tensor:
+        """A target from the third norm on, infinity before."""
+        return torch.where(self.held >= MIN_NORMS, target, math.inf)

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from gradwatch.clipping.window import log_spread, quantile
 
-__all__ = ["LIMIT", "MOST", "TICK", "Restraint", "is_spike", "is_steady", "restrain"]
+__all__ = ["LIMIT", "MOST", "TICK", "Restraint", "look_back", "restrain"]
 
 LIMIT = math.log(2.5)  # these numbers are those of the service's rule
-SPIKE = math.log(3)
+SPREADS = 3.0
 STEADY = 0.25
 SHORT = 16
 FEWEST = 3
@@ -40,25 +40,28 @@ class Restraint(NamedTuple):
     opening: Tensor
 
 
-def is_spike(value: Tensor, median: Tensor, ring: Tensor, count: Tensor) -> Tensor:
-    """Return the [] flag whether ln of a norm exceeds 3 times the medians of those before it.
+def look_back(ring: Tensor, count: Tensor, median: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the [] level above which the next value is a spike, and whether the newest lie close together.
+
+    The level lies by ln 2.5, or three spreads, above the larger median of the whole window and of the
+    newest 16; it is infinite before the third value.
 
     Args:
-        value: [] ln of the new norm.
-        median: [] median of the window before it.
-        ring: [size] ln of the norms before it; the newest lies at ``count - 1`` modulo ``size``.
+        ring: [size] ln of norms; the newest lies at ``count - 1`` modulo ``size``.
         count: [] norms ever taken in.
+        median: [] median of the whole window.
+        spread: [] robust deviation of the whole window.
     """
-    newest, held = _newest(ring, count)
-    usual = torch.maximum(median, quantile(newest, held, 0.5))
-    return (held >= FEWEST) & (value > usual + SPIKE)
-
-
-def is_steady(ring: Tensor, count: Tensor) -> Tensor:
-    """Return the [] flag whether the newest 16 values lie close together."""
-    newest, held = _newest(ring, count)
-    spread = log_spread(newest, held, quantile(newest, held, 0.5))
-    return (held >= FEWEST) & (spread <= STEADY)
+    short = min(SHORT, ring.shape[0])
+    back = torch.arange(1, short + 1, device=ring.device)
+    # Places that were never written hold infinity and go last.
+    newest = ring.gather(0, (count - back).remainder(ring.shape[0]).long()).sort().values
+    held = count.clamp(max=short)
+    centre = quantile(newest, held, 0.5)
+    known = held >= FEWEST
+    steady = known & (log_spread(newest, held, centre) <= STEADY)
+    bound = torch.maximum(median, centre) + (SPREADS * spread).clamp(min=LIMIT)
+    return torch.where(known, bound, math.inf), steady
 
 
 def restrain(before: Restraint, struck: Tensor, steady: Tensor) -> tuple[Restraint, Tensor]:
@@ -71,19 +74,10 @@ def restrain(before: Restraint, struck: Tensor, steady: Tensor) -> tuple[Restrai
     """
     quiet = torch.where(struck, 0.0, (before.quiet + 1).clamp(max=QUIET))
     opening = torch.where(struck, 0.0, before.opening)
-    rise = (quiet >= QUIET) * (FAST - SLOW) + SLOW
+    rise = (quiet >= QUIET).to(quiet) * (FAST - SLOW) + SLOW
     rise = torch.where((opening > 0) & steady, OPEN, rise)
     back = (before.lowered - rise).clamp(min=0.0)
     lowered = torch.where(struck, (before.lowered + DROP).clamp(max=MOST), back)
     opened = (opening > 0) & (lowered <= 0)
     quiet = torch.where(opened, QUIET, quiet)
     return Restraint(lowered, quiet, torch.where(opened, 0.0, opening)), rise
-
-
-def _newest(ring: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the newest 16 values by size, infinity after them, and the [] number of them."""
-    short = min(SHORT, ring.shape[0])
-    back = torch.arange(1, short + 1, device=ring.device)
-    # Places that were never written hold infinity and go last.
-    newest = ring.gather(0, (count - back).remainder(ring.shape[0]).long()).sort().values
-    return newest, count.clamp(max=short)

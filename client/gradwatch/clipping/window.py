@@ -62,8 +62,8 @@ class WindowStage(JointStage):
         """[] number of values in the window."""
         return self.tensors["count"].clamp(max=self._size)
 
-    def quantile(self, share: float) -> Tensor:
-        """[] quantile of the values in the window; infinite while there is none."""
+    def quantile(self, share: float | Tensor) -> Tensor:
+        """[] quantile of the values in the window, [k] for [k] shares; infinite while there is none."""
         return quantile(self.tensors["ordered"], self.held, share)
 
     def alarm_level(self) -> Tensor:
@@ -86,14 +86,14 @@ def log_spread(ordered: Tensor, count: Tensor, centre: Tensor) -> Tensor:
     return spread.clamp(min=_MIN_SPREAD)
 
 
-def quantile(ordered: Tensor, count: Tensor, share: float) -> Tensor:
-    """Return the [] quantile of the first ``count`` of sorted values, linearly interpolated.
+def quantile(ordered: Tensor, count: Tensor, share: float | Tensor) -> Tensor:
+    """Return the quantile of the first ``count`` of sorted values, linearly interpolated.
 
-    numpy's default (Hyndman and Fan 1996, type 7). Infinite where ``count`` is 0.
+    [] for one share, [k] for [k]. numpy's default (Hyndman and Fan 1996, type 7). Infinite where ``count`` is 0.
     """
     last = (count - 1).clamp(min=0)
     place = last * share
     low = place.floor()
     high = torch.minimum(low + 1, last)
-    below, above = ordered.gather(0, torch.stack([low, high]).long()).unbind()
+    below, above = ordered.take(torch.stack([low, high]).long()).unbind()
     return torch.where(count > 0, below + (place - low) * (above - below), torch.inf)
