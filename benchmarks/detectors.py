@@ -39,7 +39,7 @@ from benchmarks.trace_scorer import Incident, Outcome, Score, Trace, load_split,
 
 from gradwatch_service.analysis.incidents import Incident as Found
 from gradwatch_service.analysis.optimizer_analysis import OptimizerAnalysis
-from gradwatch_service.detectors import exploding
+from gradwatch_service.detectors import rules
 from gradwatch_service.detectors.base import RunContext
 from gradwatch_service.detectors.diagnosis import Diagnosis
 from gradwatch_service.ingest.validation import numel_of, rows_of
@@ -52,7 +52,17 @@ KINDS_APART: Mapping[str, Callable[[Outcome], bool]] = {
     "known kinds": lambda outcome: outcome.fault.kind not in NEW_KINDS,
     "new kinds": lambda outcome: outcome.fault.kind in NEW_KINDS,
 }
-LIMITS = ("ALONE", "TOGETHER", "LASTING", "REPEATED")
+LIMITS = (
+    "ALONE",
+    "TOGETHER",
+    "LASTING",
+    "REPEATED",
+    "SCALED",
+    "SCALED_THRICE",
+    "STEP_UP",
+    "LOSS_FAR",
+    "LOSS_LASTING",
+)
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "ours, deliveries of 10 steps": {},
     "ours, cosines and histograms at every 10th step": {"cosine_every": 10},
@@ -95,14 +105,14 @@ def score(traces: Sequence[Trace], **options: Any) -> Score:
 @contextlib.contextmanager
 def limits_scaled(factor: float) -> Iterator[None]:
     """Move every limit of the exploding detector by one factor."""
-    before = {name: getattr(exploding, name) for name in LIMITS}
+    before = {name: getattr(rules, name) for name in LIMITS}
     for name, value in before.items():
-        setattr(exploding, name, value * factor)
+        setattr(rules, name, value * factor)
     try:
         yield
     finally:
         for name, value in before.items():
-            setattr(exploding, name, value)
+            setattr(rules, name, value)
 
 
 def leave_one_out(traces: Sequence[Trace]) -> tuple[Score, dict[str, float]]:
@@ -124,9 +134,11 @@ def leave_one_out(traces: Sequence[Trace]) -> tuple[Score, dict[str, float]]:
     return score_split(traces, final), chosen
 
 
-def _cost(result: Score) -> int:
+def _cost(result: Score) -> tuple[int, float]:
+    """Faults missed and false incidents; among equals the delay decides."""
     missed = sum(not outcome.right_class for outcome in result.visible)
-    return missed + len(result.false_incidents)
+    late = result.figures()["delay_p90"]
+    return missed + len(result.false_incidents), math.inf if late is None else late
 
 
 def table(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> None:

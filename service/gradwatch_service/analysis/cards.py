@@ -91,7 +91,10 @@ def _oscillating(f: _Facts) -> str:
 def _nonfinite(f: _Facts) -> str:
     ranks = f" on rank {', '.join(map(str, f.ranks))}" if f.evidence.get("one_rank") else ""
     others = f" and {len(f.tensors) - 1} more tensors" if len(f.tensors) > 1 else ""
-    return f"{f.observed:.0f} NaN or Inf elements{ranks}, first in {f.first}{others}"
+    elements = (
+        "1 NaN or Inf element" if f.observed == 1 else f"{f.observed:.0f} NaN or Inf elements"
+    )
+    return f"{elements}{ranks}, first in {f.first}{others}"
 
 
 _VERDICTS: Final[Mapping[str, Callable[[_Facts], str]]] = {
@@ -207,6 +210,29 @@ _CAUSES: Final[Mapping[tuple[str, str], tuple[Callable[[_Facts], str], str]]] = 
         lambda _: "the loss scale was too high for this step, which was skipped",
         "nothing, while it happens about once per growth interval of the scaler; otherwise lower "
         "init_scale or growth_factor",
+    ),
+    ("nonfinite", "loss_not_finite"): (
+        lambda _: (
+            "the loss itself was NaN or Inf at that step: it came up before the backward pass"
+        ),
+        "look at the inputs and targets of that batch, and at the loss (log or division by zero, "
+        "empty masks); watch with nonfinite='skip', so that such a step is not applied",
+    ),
+    ("nonfinite", "backward"): (
+        lambda f: (
+            f"the loss was finite at that step: it came up in the backward pass, first in {f.first}, "
+            "or in the reduction over ranks"
+        ),
+        "watch with nonfinite='skip', so that such a step is not applied; look at the operations "
+        "right after that tensor whose derivative is infinite (sqrt, norm or log at zero, division)",
+    ),
+    ("nonfinite", "never_cleared"): (
+        lambda _: (
+            "step after step overflows and is skipped, far longer than a loss scaler needs to find "
+            "its scale"
+        ),
+        "check that optimizer.zero_grad() is called after skipped steps as well: what is Inf stays "
+        "Inf while gradients add up; then look at the loss",
     ),
     ("nonfinite", "overflow"): (
         lambda _: "elements are Inf, not NaN: a number left the range of its dtype",

@@ -180,17 +180,26 @@ def _nonfinite(state: DiagnosisState, signals: Signals, i: int) -> list[Finding]
     state.bad_in_a_row += 1
     counts = signals.nonfinite
     known = counts is not None and counts.shape[1] > 0 and counts[i].any()
+    scaled = signals.scale[i] > 0
     row = NonfiniteRow(
         step=signals.steps[i],
         rank=signals.rank,
         counts=counts[i] if counts is not None and known else np.array(signals.bad[i : i + 1]),
         nans=signals.nans[i] if signals.nans is not None and known else None,
         skipped=bool(signals.skipped[i] > 0),
-        scale_managed=bool(signals.scale[i] > 0) and state.bad_in_a_row <= SCALE_SEARCH,
+        scale_managed=scaled and state.bad_in_a_row <= SCALE_SEARCH,
+        endless=scaled and state.bad_in_a_row > SCALE_SEARCH,
         after_exploding=state.exploding.flagged > 0 and state.exploding.quiet < 10,
+        loss_finite=_loss_finite(signals, i),
     )
     finding = find_nonfinite(row, signals.names if known else ("gradient",))
     return [finding] if finding else []
+
+
+def _loss_finite(signals: Signals, i: int) -> bool | None:
+    if signals.loss_bad[i] > 0:
+        return False
+    return True if math.isfinite(signals.loss[i]) else None
 
 
 def _finite(state: DiagnosisState, signals: Signals, i: int, shape: _Shape | None) -> list[Finding]:

@@ -46,7 +46,7 @@ RATES_KEPT: Final = 16
 RATE_FELL: Final = 0.75  # of the highest of the last 4: a new stage of the schedule
 NEVER: Final = 1 << 20
 SETTLED: Final = 32  # steps after which a new steady level is the usual one
-RULES: Final = 6
+RULES: Final = 5
 
 
 class Witness(NamedTuple):
@@ -75,10 +75,14 @@ class ExplodingState:
     peaks: list[float] = field(default_factory=lambda: [0.0] * RULES)  # largest innocent values
     peak_age: int = 0  # steps since they were taken
     rising: list[float] = field(default_factory=lambda: [0.0] * RULES)  # of this excursion
-    told: list[float] = field(default_factory=lambda: [0.0] * RULES)  # worst scores it got over
-    worst: list[float] = field(default_factory=lambda: [0.0] * RULES)  # scores of what is going on
+    told: list[float] = field(
+        default_factory=lambda: [0.0] * 2
+    )  # worst it got over: batch, step up
+    worst: list[float] = field(default_factory=lambda: [0.0] * 2)  # of what is going on
+    explained: bool = False  # what is going on has a cause of its own
     harmless: bool = False  # what is going on is known, or small beside the run's start
     seen: int = 0  # finite steps
+    cosine: float = 0.0  # the newest one: they may be sampled
     first_level: float = -1e9  # largest ln norm of the first steps
     loss_scale: float = 0.0  # largest usual loss of the run, its first steps included
     loss_before: float = 0.0  # sigmas of the loss when what is going on was found
@@ -196,7 +200,7 @@ def accept(state: ExplodingState, x: Witness, *, flagged: bool) -> None:
             state.loss_scale = max(state.loss_scale, abs(middle))
         state.losses.push(value)
     if math.isfinite(x.turn):
-        value = x.turn
+        state.cosine, value = x.cosine, x.turn
         if len(state.cosines.values) >= FEWEST:
             middle = state.cosines.median
             reach = 3 * max(COSINE_FLOOR, state.cosines.spread())

@@ -101,7 +101,7 @@ def _exploding_cause(
         cause = ("zero_grad_missing" if over >= GROWN else "same_batch_again"), cosines
     elif quiet_loss and spike.norm_sigmas >= 4 and over >= 3 and shape_spread <= ALL_ALIKE:
         cause = "loss_scale", {"factor": over}
-    elif quiet_loss and spike.rule in {"step up", "scaled"}:
+    elif quiet_loss and spike.rule in {"step up", "scaled", "lasting"}:
         cause = "grown_alike", {"factor": over}
     elif spike.loss_sigmas >= 3:
         cause = (

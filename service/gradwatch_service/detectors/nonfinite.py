@@ -25,7 +25,9 @@ class NonfiniteRow:
         nans: [T] NaN elements, or None when they are not told apart.
         skipped: The optimizer step was not applied.
         scale_managed: A loss scaler is at work: a few skipped overflows are how it finds its scale.
+        endless: It is at work, but far more steps in a row overflowed than it needs.
         after_exploding: The gradient exploded in the steps before.
+        loss_finite: Whether the loss was finite, or None when that is not known.
     """
 
     step: int
@@ -34,7 +36,9 @@ class NonfiniteRow:
     nans: NDArray[Any] | None = None
     skipped: bool = False
     scale_managed: bool = False
+    endless: bool = False
     after_exploding: bool = False
+    loss_finite: bool | None = None
 
 
 def find_nonfinite(row: NonfiniteRow, names: Sequence[str]) -> Finding | None:
@@ -53,13 +57,6 @@ def find_nonfinite(row: NonfiniteRow, names: Sequence[str]) -> Finding | None:
     only_inf = row.nans is not None and not (row.nans[bad] > 0).any()
     harmless = row.scale_managed and row.skipped
     severity: Severity = "info" if harmless else "critical"
-    cause = "unknown"
-    if harmless:
-        cause = "loss_scale"
-    elif row.after_exploding:
-        cause = "after_exploding"
-    elif only_inf:
-        cause = "overflow"
     return Finding(
         kind="nonfinite",
         step=row.step,
@@ -72,6 +69,18 @@ def find_nonfinite(row: NonfiniteRow, names: Sequence[str]) -> Finding | None:
         observed=float(row.counts[bad].sum()),
         expected=0.0,
         score=1.0 + float(np.log10(row.counts[bad].sum())),
-        cause=cause,
+        cause="loss_scale" if harmless else _cause(row, only_inf=only_inf),
         evidence={"tensors": len(bad), "elements": int(row.counts[bad].sum())},
     )
+
+
+def _cause(row: NonfiniteRow, *, only_inf: bool) -> str:
+    if row.endless and row.skipped:
+        return "never_cleared"
+    if row.after_exploding:
+        return "after_exploding"
+    if row.loss_finite is False:
+        return "loss_not_finite"
+    if only_inf:
+        return "overflow"
+    return "unknown" if row.loss_finite is None else "backward"

@@ -30,6 +30,7 @@ class Signals:
         log_norm: [n] its natural logarithm.
         bad: [n] NaN and Inf elements, those of unreported steps included.
         loss: [n] loss.
+        loss_bad: [n] above 0 where the loss was NaN or infinite.
         cosine: [n] cosine of the gradient with the previous step's.
         rate: [n] learning rate.
         scale: [n] loss scale.
@@ -50,6 +51,7 @@ class Signals:
     log_norm: list[float]
     bad: list[float]
     loss: list[float]
+    loss_bad: list[float]
     cosine: list[float]
     rate: list[float]
     scale: list[float]
@@ -80,6 +82,7 @@ def read_signals(rows: StepRows) -> Signals:
         log_norm=np.log(np.maximum(total, TINY)).tolist(),
         bad=(nonfinite_count(rows) + np.nan_to_num(scalar(rows, "nonfinite_steps_since"))).tolist(),
         loss=scalar(rows, "loss").tolist(),
+        loss_bad=scalar(rows, "loss_nonfinite").tolist(),
         cosine=_cosine(rows, norms).tolist(),
         rate=scalar(rows, "learning_rate").tolist(),
         scale=scalar(rows, "grad_scale").tolist(),
