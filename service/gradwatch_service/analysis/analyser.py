@@ -25,6 +25,7 @@ RUNS_IN_MEMORY: Final = 1024
 RETRY_SECONDS: Final = 30.0  # after an error of our own: try again, but do not spin
 MAIL_BYTES: Final = 64 * 2**20  # of commits that wait for their tick
 TICK_SECONDS: Final = 0.1  # commits that come closer together are taken in at once
+LONGEST_PAUSE: Final = 0.5  # under load they are gathered for half as long as the last round took
 
 
 class Position(NamedTuple):
@@ -104,6 +105,7 @@ class Analyser:
         self._listeners: list[AnalysisListener] = []
         self._observe: Callable[[float], None] | None = None
         self._stopping = False
+        self._awaited = 0  # how many wait for the analysis
         self._thread: threading.Thread | None = None
         store.on_commit(self._committed)
 
@@ -133,11 +135,14 @@ class Analyser:
         deadline = time.monotonic() + timeout
         with self._changed:
             target = self._noted.get(run, 0)
+            self._awaited += 1
+            self._changed.notify_all()
             while self._done.get(run, -1) < target and not self._stopping:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     break
                 self._changed.wait(left)
+            self._awaited -= 1
             analysed = self._done.get(run, -1) >= target
             newest = self._newest.get(run)
         return Position(analysed, newest.analysed_step if newest else None)
@@ -197,6 +202,7 @@ class Analyser:
                     self._changed.wait(self._patience())
                 if self._stopping:
                     return
+            begun = time.monotonic()
             for run in ready:
                 with self._changed:  # not sooner: what comes by now is taken in as well
                     letter = self._mail.pop(run, None)
@@ -204,9 +210,16 @@ class Analyser:
                 with self._changed:
                     self._mail_bytes -= 0 if letter is None else letter.nbytes
                 del letter
-            with self._changed:
-                if not self._stopping:
-                    self._changed.wait(TICK_SECONDS if not self._mail else TICK_SECONDS / 2)
+            self._pause(time.monotonic() - begun)
+
+    def _pause(self, worked: float) -> None:
+        end = time.monotonic() + min(LONGEST_PAUSE, max(TICK_SECONDS, worked / 2))
+        with self._changed:
+            while not self._stopping and not self._awaited:
+                left = end - time.monotonic()
+                if left <= 0:
+                    return
+                self._changed.wait(left)
 
     def _ready(self) -> list[str]:
         now = self._clock()
