@@ -72,7 +72,8 @@ LOSS_FAR_NORM: Final = 2.5
 LOSS_FAR_RISE: Final = 0.5  # of the run's scale of losses
 LOSS_LASTING: Final = 5.5  # mean of three
 LOSS_LASTING_LEAST: Final = 2.0  # each
-LOSS_LASTING_NORM: Final = 2.2
+LOSS_LASTING_NORM: Final = 2.2  # mean of three
+WEAKER: Final = 0.65  # of its own limit, where the other makes up for it
 SAME_DIRECTION: Final = 4.5  # robust sigmas of the cosine, three steps in a row
 REPEATED: Final = 6.0  # the same where neither norm nor loss rises
 EVEN: Final = 1.2  # of ln norm; where most gradients are next to nothing, cosines tell nothing
@@ -90,15 +91,16 @@ def is_innocent(state: ExplodingState, up: float) -> bool:
     """
     recent = state.recent
     norm = recent[-1][NORM]
-    least = min(SCALED_THRICE, LOSS_LASTING_NORM, 2.0)
-    if norm >= least or up > 0 or state.jump_age <= JUMP_STEPS:
+    if norm >= min(SCALED_THRICE, 2.0) or up > 0 or state.jump_age <= JUMP_STEPS:
         return False
     if len(recent) < 3:
         return True
     one, two, three = recent[-3:]
     if one[COSINE] >= 1 and two[COSINE] >= 1 and three[COSINE] >= 1:
         return False
-    return one[NORM] + two[NORM] + three[NORM] < 3 * least
+    if not three[LOSS] >= LOSS_LASTING_LEAST:
+        return True
+    return one[NORM] + two[NORM] + three[NORM] < 3 * WEAKER * LOSS_LASTING_NORM
 
 
 def scores_of(state: ExplodingState, x: Witness, up: float) -> dict[str, float]:
@@ -154,8 +156,9 @@ def _loss_lasting(state: ExplodingState) -> float:
     losses = [min(entry[LOSS], 2 * LOSS_LASTING) for entry in state.recent[-3:]]
     if len(losses) < 3 or not min(losses) >= LOSS_LASTING_LEAST:
         return 0.0
-    norm = max(0.0, mean_sigmas(state, NORM, 3))
-    return min(norm / LOSS_LASTING_NORM, sum(losses) / 3 / LOSS_LASTING)
+    norm = mean_sigmas(state, NORM, 3) / LOSS_LASTING_NORM
+    loss = sum(losses) / 3 / LOSS_LASTING
+    return math.sqrt(norm * loss) if min(norm, loss) >= WEAKER else min(norm, loss, WEAKER)
 
 
 def step_up_score(state: ExplodingState, x: Witness) -> float:
