@@ -208,6 +208,24 @@ def test_a_chain_holds_both_limits_with_infinities_counted_into_the_norm(kernel,
 
 
 @every_kernel
+@pytest.mark.parametrize(
+    "policy",
+    [
+        clip.chain(clip.value(4e6), clip.norm(2e6)),
+        clip.chain(clip.value(4e6), clip.value(2e6), clip.norm(1e6)),
+    ],
+    ids=["scaled", "limited twice"],
+)
+def test_a_held_infinity_far_above_the_others_takes_no_digits_from_their_norm(kernel, policy):
+    grad = torch.tensor([0.5, math.inf, -0.25])
+
+    stats = clip_all([grad], policy, kernel)
+
+    assert stats["norm_after"] == pytest.approx([math.hypot(grad[0], grad[2])], rel=1e-6)
+    assert stats["cosine_after"] == pytest.approx([1.0])
+
+
+@every_kernel
 @thorough
 @given(data=st.data())
 def test_chains_in_any_order_measure_what_came_out(kernel, data):

@@ -111,6 +111,7 @@ class Execution:
 
     def _scale_(self, coefficients: Tensor, numel: Tensor) -> None:
         rows = self._rows
+        before = rows[Row.NORM_AFTER].clone()
         for kernel, device, grads in self.groups:
             if len(self.groups) == 1:
                 kernel.scale_(grads, coefficients, rows)
@@ -126,7 +127,7 @@ class Execution:
             after = rows[Row.NORM_AFTER, index]
             after.copy_(torch.where(scaled[index], after * math.sqrt(odd.repeat), after))
         if self._may_hold:
-            self._held.scaled(coefficients)
+            self._held.scaled(coefficients, before)
         rows[Row.CLIPPED] = torch.where(scaled & (rows[Row.PRESENT] > 0), numel, rows[Row.CLIPPED])
         # A tensor that vanished in its dtype has no direction left.
         gone = (rows[Row.NORM_AFTER] <= 0) & (rows[Row.NORM] > 0)

@@ -37,9 +37,12 @@ class Held:
         rows, value = self._rows, self._value()
         new = torch.minimum(value, self._by_dtype(lambda dtype: round_down(limits, dtype)))
         before, after_all = rows[Row.NORM_AFTER], fresh[Row.NORM_AFTER]
-        after = self._without(after_all, new)
+        # Where only held elements changed, the others have their old norm to the last digit.
+        others_changed = fresh[Row.CLIPPED] > self._number() * (new < value)
+        after = torch.where(others_changed, self._without(after_all, new), before)
         dot = fresh[Row.COSINE_AFTER] * torch.hypot(before, rows[Row.HELD].sqrt()) * after_all
         cosine = (dot - self._number() * value * new) / (before * after)
+        cosine = torch.where(others_changed, cosine, 1)
         held = rows[Row.HELD] > 0
         fresh[Row.COSINE_AFTER] = torch.where(
             held & (after > 0), cosine.clamp(0, 1), fresh[Row.COSINE_AFTER]
@@ -47,8 +50,13 @@ class Held:
         rows[Row.HELD] = torch.where(held, self._squares(new), fresh[Row.HELD])
         rows[Row.NORM_AFTER] = torch.where(held, after, after_all)
 
-    def scaled(self, coefficients: Tensor) -> None:
-        """Take the held elements out of norms that were measured after scaling."""
+    def scaled(self, coefficients: Tensor, before: Tensor) -> None:
+        """Take the held elements out of norms that were measured after scaling.
+
+        Args:
+            coefficients: [T] what was multiplied by.
+            before: [T] ``NORM_AFTER`` as it was before.
+        """
         rows, value = self._rows, self._value()
 
         def product(dtype: torch.dtype) -> Tensor:
@@ -57,7 +65,13 @@ class Held:
 
         scaled = (coefficients < 1) & (rows[Row.HELD] > 0)
         new = self._by_dtype(product)
-        after = self._without(rows[Row.NORM_AFTER], new)
+        # Taking most of a sum away leaves few digits. The product of the others' norm has them all in
+        # the wide dtypes; in 16 bits elements were rounded, so there it must be nearly all of the sum.
+        most = self._by_dtype(
+            lambda dtype: torch.full_like(value, 0.5 if _is_wide(dtype) else 0.999)
+        )
+        mostly = self._squares(new) > rows[Row.NORM_AFTER].square() * most
+        after = torch.where(mostly, before * coefficients, self._without(rows[Row.NORM_AFTER], new))
         rows[Row.HELD] = torch.where(scaled, self._squares(new), rows[Row.HELD])
         rows[Row.NORM_AFTER] = torch.where(scaled, after, rows[Row.NORM_AFTER])
 
@@ -79,3 +93,7 @@ class Held:
             part = compute(dtype).to(result)
             result = part if mask is None else torch.where(mask, part, result)
         return result
+
+
+def _is_wide(dtype: torch.dtype) -> bool:
+    return dtype in (torch.float32, torch.float64)
