@@ -200,7 +200,7 @@ def _running(command: Sequence[str], folder: str) -> Iterator[subprocess.Popen[b
 
 
 def _connected(port: int, path: str) -> http.client.HTTPConnection:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while time.monotonic() < end:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
         try:

@@ -19,7 +19,7 @@ td { vertical-align: top; overflow-wrap: anywhere; }
 pre { white-space: pre-wrap; margin: .6em 0; padding: .5em .8em; border-left: 3px solid #8888; }
 pre.critical { border-color: #c33; } pre.warning { border-color: #c80; }
 svg { width: 100%; height: auto; } svg text { font: 11px system-ui, sans-serif; fill: currentColor; }
-.grid { stroke: #8884; } .mean { stroke: #27c; fill: none; stroke-width: 1.5; }
+.grid { stroke: #8884; } .mean { stroke: #27c; fill: none; stroke-width: 1.5; stroke-linecap: round; }
 .band { fill: #27c; fill-opacity: .25; } .bad { stroke: #c33; stroke-width: 2; }
 .incident { fill: #c33; fill-opacity: .15; } footer { margin-top: 3em; opacity: .7; }
 """

@@ -91,7 +91,7 @@ def _pieces(means: Sequence[float | None]) -> list[list[int]]:
 def _line(across: Sequence[float], up: Sequence[float], begin: str = "M") -> str:
     points = [f"{x:.1f} {y:.1f}" for x, y in zip(across, up, strict=True)]
     if len(points) == 1:
-        points.append(points[0].replace(" ", " "))
+        points *= 2  # a line to itself: drawn as a dot
     return begin + " L".join(points)
 
 
