@@ -143,8 +143,8 @@ def _aim(state: NormState, logs: NDArray[np.float64], preference: Preference) ->
         return float(np.quantile(logs, TIGHT))
     if preference == "guard":
         return math.log(_spike(logs))
-    medians, tight = np.quantile(logs, [[0.5], [TIGHT]])
-    return float(usual_level(medians, tight, state.restraint.down)[0])
+    tight = np.array([math.log(state.threshold("tight") or 1.0)])
+    return float(usual_level(np.median(logs, keepdims=True), tight, state.restraint.down)[0])
 
 
 def _intended(state: NormState, logs: NDArray[np.float64], preference: Preference) -> float:
@@ -162,9 +162,10 @@ def _interval(
     The law "rise slowly" may hold the threshold below the level; then the interval says so by
     reaching from one to the other.
     """
-    share = TIGHT if preference == "tight" else 0.5
+    aim, tight = _aim(state, logs, preference), float(np.quantile(logs, TIGHT))
+    share = TIGHT if preference == "tight" or aim <= tight else 0.5
     lower, upper = order_intervals(logs[None, :], share)
-    lift = _aim(state, logs, preference) - float(np.quantile(logs, share))
+    lift = aim - float(np.quantile(logs, share))
     low, high = (math.exp(min(float(x[0]) + lift, 700.0)) for x in (lower, upper))
     return min(low, threshold), max(high, threshold)
 
@@ -231,7 +232,7 @@ def _words(
             "the interval is wider than a factor 1.5, so only provisional"
         )
     restraint = state.restraint
-    why = "until the run has been steady" if restraint.opening else "by spikes"
+    why = "at the start" if state.accepted <= restraint.quiet else "by spikes"
     spikes = f", lowered to {restraint.share:.0%} of that {why}" if restraint.lowered else ""
     rule = WORDS[preference].format(n=n, spikes=spikes, rise=1 if restraint.calm else 0.1)
     return "; ".join([rule, *told])

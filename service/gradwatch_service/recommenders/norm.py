@@ -88,6 +88,8 @@ class NormState:
 
     def threshold(self, preference: str) -> float | None:
         """The threshold now in force, or None before the third accepted norm."""
+        if self.accepted < MIN_NORMS:
+            return None
         column = PREFERENCES[preference]
         level = float(self.floors[column] + RISE[column] * self.clocks[column])
         return math.exp(min(level, 700.0)) if math.isfinite(level) else None
@@ -198,14 +200,17 @@ def _follow(state: NormState, logs: Floats, held: Flags) -> _Followed:
     struck, steady = signs(past, logs, medians, spreads)
     lowered, ticks, restraint = restrained(state.restraint, struck, steady, held)
     new = slice(-len(logs), None)
-    # A spike cannot lift a quantile below the median, so the quantiles need no winsorising.
-    tight = quantile(ordered[new], counts[new], TIGHT)
-    usual = usual_level(medians[new], tight, lowered)
-    alarm = medians[new] + _alarm_width(spreads[new], counts[new])
-    targets = np.where(counts[new] < MIN_NORMS, np.inf, np.stack([tight, usual, alarm]))
     clocks = state.clocks[:, None] + np.cumsum(np.stack([~held, ticks, ~held]), axis=1)
     rises = RISE[:, None] * clocks
-    floors = np.minimum.accumulate(np.minimum(targets - rises, state.floors[:, None]), axis=1)
+    # A spike cannot lift a quantile below the median, so the quantiles need no winsorising.
+    tight = quantile(ordered[new], counts[new], TIGHT)
+    alarm = medians[new] + _alarm_width(spreads[new], counts[new])
+    outer = np.where(counts[new] < MIN_NORMS, np.inf, np.stack([tight, alarm])) - rises[[0, 2]]
+    outer = np.minimum.accumulate(np.minimum(outer, state.floors[[0, 2], None]), axis=1)
+    least = np.minimum(tight, outer[0] + rises[0])
+    usual = usual_level(medians[new], least, lowered) - rises[1]
+    usual = np.minimum.accumulate(np.minimum(usual, state.floors[1]))
+    floors = np.stack([outer[0], usual, outer[1]])
     before = np.concatenate([state.clocks[:, None], clocks[:, :-1]], axis=1)
     levels = np.concatenate([state.floors[:, None], floors[:, :-1]], axis=1)
     levels = levels + RISE[:, None] * before
@@ -221,6 +226,8 @@ def _follow(state: NormState, logs: Floats, held: Flags) -> _Followed:
 
 def in_force(norms: Floats, finite: Flags, rates: Floats) -> Floats:
     """[3, n] the threshold in force before each step of a run, per preference; NaN before the first.
+
+    That of ``balanced`` begins with the first norm, although too little is known to recommend it.
 
     Args:
         norms: [n] global norms from the run's first step on.
@@ -240,9 +247,11 @@ def in_force(norms: Floats, finite: Flags, rates: Floats) -> Floats:
 def usual_level(medians: Floats, tight: Floats, lowered: Floats | float) -> Floats:
     """[n] ln of where ``balanced`` aims: 2.5 medians, as much lower as spikes say, never below ``tight``.
 
+    It aims from the first norm on: three steps without a limit can cost a run that explodes.
+
     Args:
         medians: [n] medians of ln norm.
-        tight: [n] lowest tenths of ln norm.
+        tight: [n] ln of the threshold of ``tight``.
         lowered: [n] ln by which spikes have lowered the limit.
     """
     return np.maximum(tight, medians + LIMIT - lowered)
@@ -264,7 +273,7 @@ def _alarm_width(spreads: Floats, counts: Steps) -> Floats:
 class NormRecommender:
     """The rule as an :class:`~gradwatch_service.detectors.base.Analysis` over reported steps."""
 
-    version = 4
+    version = 5
 
     def start(self, context: RunContext) -> NormState:  # noqa: ARG002 - the rule starts alike for all
         """State before the first step."""

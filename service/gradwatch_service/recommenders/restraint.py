@@ -26,12 +26,13 @@ LIMIT = math.log(2.5)  # ln of how many medians a calm run is clipped at, and at
 SPREADS = 3.0  # how many spreads above the median are at least a spike
 STEADY = 0.25  # spread of the last 16 ln norms up to which a run counts as steady
 SHORT = 16  # norms whose median keeps a steady rise from looking like spikes
-FEWEST = 3  # norms before anything is said
+FEWEST = 3  # norms before one can stand out
 TICK = math.log(1.001)
 DROP = 400  # ticks by which each spike lowers the limit: to two thirds
-MOST = 1600  # ticks it can be lowered in all: to a fifth, which is half of a median
+MOST = 2800  # ticks it can be lowered in all: to a sixteenth, if `tight` is no higher
 QUIET = 200  # norms without a spike after which a run is calm
-OPEN = 200  # ticks per norm by which the limit comes back at the start while a run is steady
+FIRST = 16  # norms at the start in which a steady run gets its limit back at once
+OPEN = 280  # ticks per norm by which it then comes back
 SLOW, FAST = 1, 10  # the same until a run is calm, and from then on
 
 
@@ -41,13 +42,13 @@ class Restraint:
 
     Attributes:
         lowered: Ticks by which the limit is lowered now, 0 to ``MOST``; ``MOST`` at the start.
-        quiet: Norms since the last spike, at most ``QUIET``.
-        opening: There was no spike yet and the limit has never come back whole.
+        quiet: Norms since the last spike or the start, at most ``QUIET``.
+        opening: Norms left in which a steady run gets its limit back at once; none after a spike.
     """
 
     lowered: int = MOST
     quiet: int = 0
-    opening: bool = True
+    opening: int = FIRST
 
     @property
     def down(self) -> float:
@@ -65,7 +66,7 @@ class Restraint:
         return self.quiet >= QUIET
 
 
-CALM = Restraint(0, QUIET, opening=False)
+CALM = Restraint(0, QUIET, 0)
 
 
 def signs(past: Floats, logs: Floats, medians: Floats, spreads: Floats) -> tuple[Flags, Flags]:
@@ -117,11 +118,12 @@ def restrained(
     downs, ticks = [], []
     for hit, close in zip(struck.tolist(), steady.tolist(), strict=True):
         quiet = 0 if hit else min(quiet + 1, QUIET)
-        opening = opening and not hit
-        rise = OPEN if opening and close else FAST if quiet == QUIET else SLOW
+        may_open = opening > 0 and not hit
+        opening = opening - 1 if may_open else 0
+        rise = OPEN if may_open and close else FAST if quiet == QUIET else SLOW
         lowered = min(MOST, lowered + DROP) if hit else max(0, lowered - rise)
-        if opening and lowered == 0:
-            opening, quiet = False, QUIET
+        if may_open and lowered == 0:
+            opening, quiet = 0, QUIET
         downs.append(lowered)
         ticks.append(rise)
     return (
