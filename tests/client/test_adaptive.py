@@ -1,6 +1,7 @@
 import io
 import math
 import statistics
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -23,19 +24,11 @@ from gradwatch_service.recommenders import restraint as service_restraint
 
 
 def service_thresholds(norms, preference, rates=None):
-    """What the service recommends before each step."""
-    state, found = service.initial_state(), []
-    for step, norm in enumerate(norms):
-        rate = math.nan if rates is None or rates[step] is None else rates[step]
-        found.append(state.threshold(preference) or math.nan)
-        state = service.advance_norms(
-            state,
-            np.array([step]),
-            np.array([norm]),
-            np.array([math.isfinite(norm)]),
-            np.array([rate]),
-        )
-    return found
+    """What the service's rule allows at each step, by the steps before it; NaN for no limit."""
+    rates = [math.nan if rate is None else rate for rate in rates or [None] * len(norms)]
+    finite = np.isfinite(norms)
+    rows = service.in_force(np.array(norms), finite, np.array(rates))
+    return rows[service.PREFERENCES[preference]].tolist()
 
 
 every_preference = pytest.mark.parametrize("preference", sorted(PREFERENCES))
@@ -80,7 +73,7 @@ def test_the_learning_rate_holds_the_limit_at_the_same_steps_as_in_the_service(p
     assert all(after <= before for before, after in pairwise(held[61:81]))
 
 
-@pytest.mark.parametrize("stopped", (59, 66, 79))
+@pytest.mark.parametrize("stopped", [59, 66, 79])
 def test_a_job_that_is_restarted_within_the_hold_goes_on_holding(stopped):
     norms, rates = recorded_like(120), rates_with_changes(240)[:120]
     straight, first = Clipper(clip.adaptive()), Clipper(clip.adaptive())
@@ -162,7 +155,7 @@ def test_a_rate_that_the_optimizer_changes_in_place_is_remembered_as_it_was():
 
 def test_the_numbers_of_the_restraint_are_the_services():
     names = ("LIMIT", "SPREADS", "STEADY", "SHORT", "FEWEST", "TICK", "DROP", "MOST", "QUIET")
-    for name in (*names, "OPEN", "SLOW", "FAST"):
+    for name in (*names, "FIRST", "OPEN", "SLOW", "FAST"):
         assert getattr(restraint, name) == getattr(service_restraint, name), name
     assert (HOLD_STEPS, RATES) == (service.HOLD_STEPS, service.RATE_LOOKBACK)
     assert adaptive.TIGHT == service.TIGHT
@@ -207,13 +200,17 @@ def test_spikes_lower_a_balanced_limit_and_quiet_gives_it_back():
 
 
 def test_bounds_hold_and_the_initial_limit_is_for_the_time_before_three_norms():
-    policy = clip.adaptive(initial=7.0, minimum=2.0, maximum=3.0)
+    policy = clip.adaptive(initial=7.0, minimum=2.0, maximum=3.0, preference="tight")
 
     high = [limit for limit, _ in follow(Clipper(policy), [50.0] * 5)]
     low = [limit for limit, _ in follow(Clipper(policy), [0.1] * 5)]
+    early = [
+        limit for limit, _ in follow(Clipper(replace(policy, preference="balanced")), [9.0] * 3)
+    ]
 
     assert high == [7.0, 7.0, 7.0, 3.0, 3.0]
     assert low == [7.0, 7.0, 7.0, 2.0, 2.0]
+    assert early == [7.0, 3.0, 3.0], "balanced begins with the first norm"
 
 
 @given(

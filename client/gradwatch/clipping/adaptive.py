@@ -10,6 +10,7 @@ from torch import Tensor
 from gradwatch.clipping.hold import HOLD_STEPS, after_change, no_rates
 from gradwatch.clipping.learned import JointPolicy, check, shrink
 from gradwatch.clipping.restraint import (
+    FIRST,
     LIMIT,
     MOST,
     TICK,
@@ -42,8 +43,8 @@ class Adaptive(JointPolicy):
     - ``balanced``: 2.5 times the median, but where spikes have lowered it, at the least as ``tight``.
       A norm that exceeds the medians of the last 64 and of the last 16 by a factor of 2.5 and by
       three spreads is a spike, and each lowers the target to two thirds. That comes back, and the limit rises, by 0.1 % per step, after 200
-      steps without a spike by 1 %. It starts as ``tight`` and opens by 22 % per step while the last
-      16 norms lie close together.
+      steps without a spike by 1 %. It holds from the second norm on, starts as ``tight``, and opens at
+      once if the first 16 norms lie close together.
     - ``guard``: the spike level, the median times ``exp(max(5 s k, ln 3))``; rises by 1 % per step.
 
     Two differences: where the service says that it knows nothing (a flood of non-finite steps, norms
@@ -55,7 +56,7 @@ class Adaptive(JointPolicy):
         window: Norms looked at, at least 3.
         rise: Largest rise per step (``balanced``: per tick of it), as a share, at least 0; None is
             the preference's.
-        initial: Limit until three norms are known; None does not clip until then.
+        initial: Limit until three norms are known (``balanced``: one); None does not clip until then.
         minimum: The limit is never below; None is no bound.
         maximum: The limit is never above; None is no bound.
         preference: ``tight``, ``balanced`` or ``guard``.
@@ -103,12 +104,18 @@ class _Adaptive(WindowStage):
     """``ring`` holds ln norm; ``level`` is ln of the limit, infinite while nothing is known.
 
     ``rates`` and ``since`` follow the learning rate, through non-finite steps too: it is no gradient.
-    ``bound`` is ln of the norm from which on the next one is a spike; ``lowered``, ``quiet`` and ``opening`` are what the
+    ``floor`` is the level that ``tight`` would have, ``bound`` the one above which the next norm is a spike; ``lowered``, ``quiet`` and ``opening`` are what the
     norms have done to a balanced limit.
     """
 
     def __init__(self, scope: Scope, policy: Adaptive) -> None:
-        start = {"bound": math.inf, "lowered": MOST, "quiet": 0.0, "opening": 1.0}
+        start = {
+            "bound": math.inf,
+            "floor": math.inf,
+            "lowered": MOST,
+            "quiet": 0.0,
+            "opening": FIRST,
+        }
         super().__init__(scope, policy.window, level=math.inf, since=float(HOLD_STEPS), **start)
         self._policy = policy
         self._quantile = policy.quantile
@@ -137,18 +144,23 @@ class _Adaptive(WindowStage):
         usable, value = usable & (norm > 0), norm.log()
         self.remember(value, usable)
         rise: Tensor | float = self._rise
+        free = (self.tensors["since"] >= HOLD_STEPS).to(level)
         if self._restrained:
-            target, rise = self._balanced(value, usable)
+            target, rise = self._balanced(value, usable, free)
         elif self._quantile is None:
             target = self.alarm_level()
         else:
             target = self._known(self.quantile(self._quantile))
-        free = (self.tensors["since"] >= HOLD_STEPS).to(level)
         self.learn(usable, level=torch.minimum(target, level + free * rise))
         return shrink(limit, norm)
 
-    def _balanced(self, value: Tensor, usable: Tensor) -> tuple[Tensor, Tensor]:
-        """Return [] target and largest rise, both ln, after a norm that is in the window already."""
+    def _balanced(
+        self, value: Tensor, usable: Tensor, free: Tensor
+    ) -> tuple[Tensor, Tensor | float]:
+        """Return [] target and largest rise, both ln, after a norm that is in the window already.
+
+        It aims from the first norm on: three steps without a limit can cost a run that explodes.
+        """
         state = self.tensors
         tight, median = self.quantile(self._shares).unbind()
         struck = value > state["bound"]
@@ -156,9 +168,10 @@ class _Adaptive(WindowStage):
         bound, steady = look_back(state["ring"], state["count"], median, spread)
         before = Restraint(state["lowered"], state["quiet"], state["opening"])
         after, ticks = restrain(before, struck, steady)
-        self.learn(usable, bound=bound, **after._asdict())
-        target = torch.maximum(tight, median + LIMIT - TICK * after.lowered)
-        return self._known(target), ticks * self._rise
+        floor = torch.minimum(self._known(tight), state["floor"] + free * self._rise)
+        self.learn(usable, bound=bound, floor=floor, **after._asdict())
+        usual = median + LIMIT - TICK * after.lowered
+        return torch.maximum(torch.minimum(tight, floor), usual), ticks * self._rise
 
     def _known(self, target: Tensor) -> Tensor:
         """A target from the third norm on, infinity before."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradwatch.clipping.window import log_spread, quantile
 
-__all__ = ["LIMIT", "MOST", "TICK", "Restraint", "look_back", "restrain"]
+__all__ = ["FIRST", "LIMIT", "MOST", "TICK", "Restraint", "look_back", "restrain"]
 
 LIMIT = math.log(2.5)  # these numbers are those of the service's rule
 SPREADS = 3.0
@@ -20,9 +20,10 @@ SHORT = 16
 FEWEST = 3
 TICK = math.log(1.001)
 DROP = 400.0
-MOST = 1600.0
+MOST = 2800.0
 QUIET = 200.0
-OPEN = 200.0
+FIRST = 16.0
+OPEN = 280.0
 SLOW, FAST = 1.0, 10.0
 
 
@@ -31,8 +32,8 @@ class Restraint(NamedTuple):
 
     Attributes:
         lowered: Ticks by which the limit is lowered.
-        quiet: Norms since the newest spike, at most ``QUIET``.
-        opening: 1 while there was no spike and the limit has never come back whole.
+        quiet: Norms since the newest spike or the start, at most ``QUIET``.
+        opening: Norms left in which a steady run gets its limit back at once; none after a spike.
     """
 
     lowered: Tensor
@@ -73,11 +74,12 @@ def restrain(before: Restraint, struck: Tensor, steady: Tensor) -> tuple[Restrai
         steady: [] flag, whether the newest norms, it included, lie close together.
     """
     quiet = torch.where(struck, 0.0, (before.quiet + 1).clamp(max=QUIET))
-    opening = torch.where(struck, 0.0, before.opening)
+    may_open = (before.opening > 0) & ~struck
+    opening = torch.where(may_open, before.opening - 1, 0.0)
     rise = (quiet >= QUIET).to(quiet) * (FAST - SLOW) + SLOW
-    rise = torch.where((opening > 0) & steady, OPEN, rise)
+    rise = torch.where(may_open & steady, OPEN, rise)
     back = (before.lowered - rise).clamp(min=0.0)
     lowered = torch.where(struck, (before.lowered + DROP).clamp(max=MOST), back)
-    opened = (opening > 0) & (lowered <= 0)
+    opened = may_open & (lowered <= 0)
     quiet = torch.where(opened, QUIET, quiet)
     return Restraint(lowered, quiet, torch.where(opened, 0.0, opening)), rise
