@@ -214,7 +214,7 @@ def _sent(numbers: Tensor, device: torch.device) -> Tensor:
     """Copy to the device without waiting for it: from pinned memory, which torch keeps until then."""
     if device.type == "cpu":  # Triton's interpreter
         return numbers
-    return numbers.pin_memory(device).to(device, non_blocking=True)
+    return numbers.pin_memory().to(device, non_blocking=True)
 
 
 def _current(device: torch.device) -> AbstractContextManager[object]:
