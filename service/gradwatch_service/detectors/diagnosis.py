@@ -226,7 +226,9 @@ def _finite(state: DiagnosisState, signals: Signals, i: int, shape: _Shape | Non
             )
             for loss in losses
         ]
-    return found + _overclipping(state, signals, i)
+    if math.isfinite(signals.kept[i]):
+        found += _overclipping(state, signals, i)
+    return found
 
 
 def _judge_norm(state: DiagnosisState, signals: Signals, i: int) -> list[Finding]:

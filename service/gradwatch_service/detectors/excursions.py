@@ -196,7 +196,9 @@ def accept(state: ExplodingState, x: Witness, *, flagged: bool) -> None:
         value = x.loss
         if len(state.losses.values) >= FEWEST:
             middle = state.losses.median
-            value = min(value, middle + 2 * max(LOSS_FLOOR * abs(middle), state.losses.spread()))
+            if value > middle:
+                reach = 2 * max(LOSS_FLOOR * abs(middle), state.losses.spread())
+                value = min(value, middle + reach)
             state.loss_scale = max(state.loss_scale, abs(middle))
         state.losses.push(value)
     if math.isfinite(x.turn):

@@ -48,6 +48,7 @@ __all__ = ["JUMP_STEPS", "ExplodingState", "Spike", "Witness", "find_exploding",
 BATCH: Final = ("together", "norm", "loss", "loss lasting")  # what an unusual batch may do
 BATCH_STEPS: Final = 5  # with evidence: what lasts longer is no batch
 TOLD_AGAIN: Final = 1.3  # of the worst one that the run got over by itself
+STAYS_NORM: Final = 2.0
 TAME_LOSS: Final = 0.5  # of the run's scale of losses
 
 
@@ -209,12 +210,18 @@ def _is_harmless(state: ExplodingState, x: Witness, scores: dict[str, float]) ->
     rose = state.recent[-1][OWN_LOSS] >= TOGETHER or state.harmless
     low = x.loss < TAME_LOSS * state.loss_scale and x.log_norm < state.first_level
     lasting = scores["step up"] >= 1 and mean_sigmas(state, OWN_LOSS, LASTING_STEPS) < LASTING
-    if rose and low and others < 1 and not lasting:
+    if rose and low and others < 1 and not lasting and not _stays(state):
         return True
     now = (batch, scores["step up"])
     state.worst = [max(a, b) for a, b in zip(state.worst, now, strict=True)]
     pairs = zip(state.worst, state.told, strict=True)
     return others < 1 and all(a < 1 or a <= TOLD_AGAIN * b for a, b in pairs)
+
+
+def _stays(state: ExplodingState) -> bool:
+    """Whether norm and loss are far up for the third step in a row: no batch is that hard."""
+    last = state.recent[-3:]
+    return all(entry[LOSS] >= TOGETHER and entry[NORM] >= STAYS_NORM for entry in last)
 
 
 def _onset(state: ExplodingState, step: int) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+from numpy import add, maximum, minimum, multiply
 from numpy.typing import NDArray
 
 __all__ = ["TensorLevels"]
@@ -52,11 +53,12 @@ class TensorLevels:
 
     def follow(self, logs: Floats) -> None:
         """Do what :meth:`accept` does where all tensors are live and settled, bit for bit."""
-        step = logs - self.level
-        np.maximum(step, -LARGEST_FALL, out=step)  # np.clip takes five times as long here
-        np.minimum(step, LARGEST_RISE, out=step)
-        step *= GAIN
-        self.level += step
+        level = self.level
+        step = logs - level
+        maximum(step, -LARGEST_FALL, out=step)  # np.clip takes five times as long here
+        minimum(step, LARGEST_RISE, out=step)
+        multiply(step, GAIN, out=step)
+        add(level, step, out=level)
         self.count += 1
 
     def accept(self, logs: Floats, live: NDArray[np.bool_]) -> None:
