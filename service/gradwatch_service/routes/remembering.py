@@ -30,11 +30,12 @@ class RememberingRoute(APIRoute):
 
         async def remembered(request: Request) -> Response:
             run = request.path_params.get("run")
-            if run is None or request.method != "GET":
-                return await answer(request)
+            asked = request.scope["query_string"]
+            if run is None or request.method != "GET" or b"prior" in asked:
+                return await answer(request)  # a prior also depends on other runs
             service: Service = request.app.state.service
             caller = service.access.caller(request.headers.get("authorization"), "read")
-            key = (caller.project, request.scope["path"], request.scope["query_string"])
+            key = (caller.project, request.scope["path"], asked)
             version = service.remembered.version(run)
             held = service.remembered.find(key, version)
             if held is not None:
