@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -74,33 +76,48 @@ def run(unit: Unit, url: str | None = None) -> dict[str, Any]:
             losses.append(float(training.advance(step)))
             if not math.isfinite(losses[-1]):
                 break
-            # These steps take milliseconds and deliveries a second. A flush before each boundary
-            # gives the service as much of a say as it has in a job whose steps take longer.
+            # These steps take milliseconds, deliveries a second and analysis its time. Waiting for
+            # both gives the service the say that it has in a job whose steps take longer.
             if unit.arm == LIVE and step % INTERVAL == INTERVAL - 1:
-                for watch in watches:
+                for run_id, watch in watches.items():
                     watch.flush(10.0)
+                    wait_until_analysed(f"{url}/api/v1/runs/{run_id}", step)
     known = [round(loss, 5) if math.isfinite(loss) else None for loss in losses]
     return {"losses": known, "cpu_seconds": round(time.process_time() - started, 3)}
+
+
+def wait_until_analysed(run: str, step: int) -> None:
+    """Return once the service has looked at a step of the run, or after ten seconds."""
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        with urllib.request.urlopen(run, timeout=10) as answer:  # noqa: S310 - our own service
+            seen = json.load(answer)["analysed_step"]
+        if seen is not None and seen >= step:
+            return
+        time.sleep(0.002)
 
 
 _runs = itertools.count()
 
 
 @contextmanager
-def watched(training: Training, unit: Unit, url: str | None) -> Iterator[list[gradwatch.Watch]]:
-    """Put the arm's policy on every part."""
+def watched(
+    training: Training, unit: Unit, url: str | None
+) -> Iterator[dict[str, gradwatch.Watch]]:
+    """Put the arm's policy on every part; gives the watches by run."""
     live = unit.arm == LIVE
     if live and url is None:
         raise ValueError("the live arm needs the address of a service")
     with ExitStack() as stack:
-        watches = []
+        watches = {}
         for part, (model, optimizer) in training.parts.items():
-            options: dict[str, Any] = {"mode": "disabled"}
-            if live:
-                options = {"url": url, "run": f"loop-{os.getpid()}-{next(_runs)}-{part}"}
+            run_id = f"loop-{os.getpid()}-{next(_runs)}-{part}"
+            options: dict[str, Any] = {"url": url} if live else {"mode": "disabled"}
             policy = POLICIES[unit.arm]
-            watch = gradwatch.watch(model, optimizer, clip=policy, histogram_every=0, **options)
-            watches.append(stack.enter_context(watch))
+            watch = gradwatch.watch(
+                model, optimizer, clip=policy, run=run_id, histogram_every=0, **options
+            )
+            watches[run_id] = stack.enter_context(watch)
         yield watches
 
 
