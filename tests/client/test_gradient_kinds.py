@@ -64,6 +64,20 @@ def test_a_gradient_of_any_layout_is_clipped_as_its_elements(kernel, make, polic
         assert stats[name] == [getattr(want, name)]
 
 
+@every_kernel
+@pytest.mark.parametrize("make", DENSE.values(), ids=DENSE.keys())
+def test_several_gradients_of_one_layout_are_clipped_as_each_alone(kernel, make):
+    alone = make()
+    want = gradwatch.Clipper(clip.value(1.0), kernel=kernel).clip_([alone]).to_dict()
+    several = [make() for _ in range(3)]
+
+    stats = gradwatch.Clipper(clip.value(1.0), kernel=kernel).clip_(several).to_dict()
+
+    assert [values_of(grad) for grad in several] == [values_of(alone)] * 3
+    for name in ("norm", "mean", "clipped_count", "norm_after", "cosine_after"):
+        assert stats[name] == pytest.approx(want[name] * 3, rel=1e-6, abs=1e-9), name
+
+
 REFUSED = {
     "sparse": lambda: torch.sparse_coo_tensor([[1, 1]], [2.0, 3.0], (4,), check_invariants=True),
     "elements that share memory": lambda: torch.arange(6.0).as_strided((3, 3), (1, 1)),

@@ -68,7 +68,7 @@ class Held:
         # Taking most of a sum away leaves few digits. The product of the others' norm has them all in
         # the wide dtypes; in 16 bits elements were rounded, so there it must be nearly all of the sum.
         most = self._by_dtype(
-            lambda dtype: torch.full_like(value, 0.5 if _is_wide(dtype) else 0.999)
+            lambda dtype: torch.full_like(value, 0.5 if _is_wide(dtype) else 0.9999)
         )
         mostly = self._squares(new) > rows[Row.NORM_AFTER].square() * most
         after = torch.where(mostly, before * coefficients, self._without(rows[Row.NORM_AFTER], new))

@@ -36,7 +36,8 @@ class Piece:
     def matrix(self) -> tuple[Tensor, bool]:
         """Return one row per tensor, and whether writing to it is writing to the tensors."""
         if len(self.tensors) > 1:
-            return torch.stack(tuple(self.tensors)).view(len(self.tensors), -1), False
+            # Not `view`: a stack of channels-last tensors is not in the order of their elements.
+            return torch.stack(tuple(self.tensors)).reshape(len(self.tensors), -1), False
         tensor = self.tensors[0]
         if tensor.is_contiguous():
             return tensor.view(1, -1)[:, self.start : self.stop], True
