@@ -35,20 +35,23 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="Keep what the last run has done.")
     arguments = parser.parse_args()
     kept = Kept.load() if arguments.resume else Kept()
-    started = time.monotonic()
+    # One claim alone must not throw away what a whole run has done.
+    keep = arguments.resume or not arguments.only
+    resumed, started = bool(kept.outcomes), time.monotonic()
     with progress() as step:
         found = conduct(
             [JOBS[job] for job in jobs_of(arguments.only)],
             workers=WORKERS,
-            on_step=lambda *done: (step(*done), kept.save_now_and_then()),
+            on_step=lambda *done: (step(*done), kept.save_now_and_then() if keep else None),
             outcomes=kept.outcomes,
         )
-    kept.seconds += time.monotonic() - started
-    kept.save()
+    if keep:
+        kept.save()
     if arguments.only:
         print(table([judge(found) for judge in CLAIMS if judge.__name__ == arguments.only]))
         return
-    measured = provenance(kept.seconds, os.getloadavg()[0])
+    took = None if resumed else time.monotonic() - started
+    measured = provenance(took, os.getloadavg()[0])
     PAGE.write_text(page([judge(found) for judge in CLAIMS], found, measured), encoding="utf-8")
     print(f"wrote {PAGE.relative_to(ROOT)}")
 
@@ -65,15 +68,13 @@ class Kept:
     """Outcomes so far, on disk every half minute."""
 
     outcomes: Outcomes = field(default_factory=dict)
-    seconds: float = 0.0
     saved: float = field(default_factory=time.monotonic)
 
     @classmethod
     def load(cls) -> "Kept":
         """What the last run left; nothing if there was none."""
         # Our own file, in a folder that git ignores.
-        kept = pickle.loads(FILE.read_bytes()) if FILE.exists() else ({}, 0.0)  # noqa: S301
-        return cls(*kept)
+        return cls(pickle.loads(FILE.read_bytes()) if FILE.exists() else {})  # noqa: S301
 
     def save_now_and_then(self) -> None:
         if time.monotonic() - self.saved > 30:
@@ -82,6 +83,6 @@ class Kept:
     def save(self) -> None:
         FILE.parent.mkdir(exist_ok=True)
         fresh = FILE.with_suffix(".new")
-        fresh.write_bytes(pickle.dumps((self.outcomes, self.seconds)))
+        fresh.write_bytes(pickle.dumps(self.outcomes))
         fresh.replace(FILE)
         self.saved = time.monotonic()

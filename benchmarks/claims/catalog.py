@@ -9,10 +9,11 @@ from benchmarks.claims.plain import images, ring, valley
 from benchmarks.claims.text import Model, Transformer, characters
 from torch import nn
 
-__all__ = ["BAD_BATCH", "BAD_RATE", "FOURFOLD", "JOBS"]
+__all__ = ["BAD_BATCH", "BAD_RATE", "FOURFOLD", "JOBS", "SAME_LIMIT"]
 
 BAD_RATE = Fault("learning rate x30 for 20 steps", steps=20, rate=30.0)
 BAD_BATCH = Fault("one batch with its loss x1000", steps=1, weight=1000.0)
+SAME_LIMIT = Fault("both as the symmetric arm was tuned", like="value")
 FOURFOLD = Fault("four times the best unclipped rate", unclipped_rate=4.0)
 
 GUESSING = 6.585  # bits: log2(96), a model of text that knows nothing
@@ -23,26 +24,34 @@ def _text(
     name: str, model: object, optimizer: str, rates: tuple[float, ...], **more: object
 ) -> Job:
     make = partial(characters, model, optimizer)
-    limits = {"values": (0.003, 0.01, 0.03), "norms": (0.1, 0.3, 1.0)}
+    limits = {"values": (0.003, 0.02, 0.1), "norms": (0.1, 0.3, 1.0)}
     return Job(name, make, 300, rates, worst=GUESSING, **(limits | more))
 
 
 def _order(name: str, length: int, start: object, cell: type[nn.RNNBase], **more: object) -> Job:
     make = partial(temporal_order, length, start, cell=cell)
-    settings = {"values": (0.003, 0.01, 0.03), "norms": (0.1, 0.3, 1.0), "worst": 0.75}
-    settings |= {"steps": 500, "rates": (0.03, 0.1, 0.3, 1.0)}
+    settings = {"values": (0.01, 0.03, 0.1), "norms": (0.1, 0.3, 1.0), "worst": 0.75}
+    settings |= {"steps": 500, "rates": (0.01, 0.03, 0.1, 0.3)}
     return Job(name, make, **(settings | more))
 
 
 def _bowl(name: str, noise: str) -> Job:
-    make = partial(bowl, noise)
-    arms = ("value", "max-only")
     return Job(
-        name, make, 500, (0.03, 0.06, 0.12, 0.24), (0.3, 1.0, 3.0), (1.0, 1.0, 1.0), 100.0, arms
+        name,
+        make=partial(bowl, noise),
+        steps=500,
+        rates=(0.03, 0.06, 0.12, 0.24),
+        values=(0.3, 3.0, 30.0),
+        norms=(1.0, 1.0, 1.0),
+        worst=100.0,
+        arms=("value", "max-only"),
+        finals=(CALM, SAME_LIMIT),
     )
 
 
 LSTM, RNN = partial(Model, nn.LSTM), partial(Model, nn.RNN)
+# Adam undoes a scale, so that far smaller limits can be of use.
+ADAM = {"values": (0.0001, 0.001, 0.1), "norms": (0.003, 0.03, 3.0)}
 SGD_RATES = (0.25, 0.5, 1.0, 2.0)
 
 JOBS = {
@@ -56,12 +65,12 @@ JOBS = {
             arms=(*ALL, "max-only"), finals=(CALM, BAD_RATE, BAD_BATCH),
         ),
         _text(
-            "text LSTM, SGD, tuned with the fault", LSTM, "SGD", (0.125, 0.25, 0.5, 1.0),
-            arms=ALL, tuned_under=BAD_RATE, finals=(BAD_RATE,),
+            "text LSTM, SGD, tuned with the fault", LSTM, "SGD", (0.02, 0.08, 0.32, 1.28),
+            arms=ALL, tuned_under=BAD_RATE, finals=(BAD_RATE,), values=(0.0005, 0.002, 0.01), norms=(0.03, 0.1, 0.3),
         ),
         _text("text tanh RNN, SGD", RNN, "SGD", (0.1, 0.2, 0.4, 0.8)),
-        _text("text LSTM, Adam", LSTM, "Adam", (0.005, 0.01, 0.02, 0.04)),
-        _text("text transformer, AdamW", Transformer, "AdamW", (0.001, 0.003, 0.01, 0.03)),
+        _text("text LSTM, Adam", LSTM, "Adam", (0.005, 0.01, 0.02, 0.04), **ADAM),
+        _text("text transformer, AdamW", Transformer, "AdamW", (0.001, 0.003, 0.01, 0.03), **ADAM),
         _order("order, radius 0.95", 20, partial(radius, 0.95), nn.RNN, finals=(CALM, FOURFOLD)),
         _order("order, radius 2", 20, partial(radius, 2.0), nn.RNN, finals=(CALM, FOURFOLD)),
         _order("order, radius 0.5, length 40", 40, partial(radius, 0.5), nn.RNN, steps=200),
@@ -80,8 +89,8 @@ JOBS = {
             (0.03, 0.1, 0.3), (1.0, 3.0, 10.0), 2.08,
         ),
         Job(
-            "ring, GAN, Adam", ring, 400, (0.0005, 0.001, 0.002, 0.004), (0.003, 0.01, 0.03),
-            (0.1, 0.3, 1.0), 3.0,
+            "ring, GAN, Adam", ring, 400, (0.001, 0.003, 0.009, 0.027), (0.001, 0.01, 0.1),
+            (0.03, 0.3, 3.0), 3.0,
         ),
     )
 }  # fmt: skip

@@ -66,6 +66,7 @@ class Fault:
         rate: Factor on the learning rate in these steps.
         weight: Factor on the loss in these steps.
         unclipped_rate: Above 0, every arm trains at this multiple of the unclipped arm's best rate.
+        like: If named, every arm has this arm's learning rate and limit.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Fault:
     rate: float = 1.0
     weight: float = 1.0
     unclipped_rate: float = 0.0
+    like: str = ""
 
 
 CALM = Fault("calm")

@@ -27,13 +27,13 @@ def oscillation(found: Experiments) -> Claim:
     turns = "oscillation: share of gradients against the one before"
     own, high = "at each arm's own best rate", "at four times the best unclipped rate"
     cases = [
-        lower_by_ratio(full, f"overshoot is counted without noise, {own}", rise, RISE, largest_rise),
-        lower_by_ratio(full, f"overshoot is counted without noise, {high}", rise, RISE, largest_rise, fault=FOURFOLD),
-        lower_by_ratio(text, f"overshoot is counted on text, {own}", rise, RISE, largest_rise),
-        lower_by_ratio(order, f"overshoot is counted on the temporal-order task, {own}", rise, RISE, largest_rise),
-        lower_by_ratio(order, f"overshoot is counted on the temporal-order task, {high}", rise, RISE, largest_rise, fault=FOURFOLD),
-        lower(full, f"oscillation is counted, {own}", turns, TURNING, turning),
-        lower(full, f"oscillation is counted, {high}", turns, TURNING, turning, fault=FOURFOLD),
+        lower_by_ratio(full, f"it is overshoot in training without noise, {own}", rise, RISE, largest_rise),
+        lower_by_ratio(full, f"it is overshoot in training without noise, {high}", rise, RISE, largest_rise, fault=FOURFOLD),
+        lower_by_ratio(text, f"it is overshoot on text, {own}", rise, RISE, largest_rise),
+        lower_by_ratio(order, f"it is overshoot on the temporal-order task, {own}", rise, RISE, largest_rise),
+        lower_by_ratio(order, f"it is overshoot on the temporal-order task, {high}", rise, RISE, largest_rise, fault=FOURFOLD),
+        lower(full, f"it is oscillation in training without noise, {own}", turns, TURNING, turning),
+        lower(full, f"it is oscillation in training without noise, {high}", turns, TURNING, turning, fault=FOURFOLD),
     ]  # fmt: skip
     return Claim(
         title="Oscillation and overshoot",

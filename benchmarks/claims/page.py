@@ -10,7 +10,7 @@ from benchmarks.claims.figures import mean_interval
 from benchmarks.claims.job import CALM, Trial
 from benchmarks.claims.readings import Experiments, words
 from benchmarks.claims.tuning import FINAL_SEEDS, Experiment
-from benchmarks.claims.verdict import RULE, Case, Claim, mark, verdict
+from benchmarks.claims.verdict import RULE, Case, Claim, circumstances, mark, verdict
 from benchmarks.machine import cpu_name
 
 import gradwatch
@@ -43,11 +43,12 @@ def page(claims: Sequence[Claim], found: Experiments, measured: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def provenance(seconds: float, load: float) -> str:
-    """Machine, versions, date, load."""
+def provenance(seconds: float | None, load: float) -> str:
+    """Machine, versions, date, load; ``seconds`` is None for a run that was taken up again."""
+    took = "stopped and taken up again" if seconds is None else f"{seconds / 60:.0f} min"
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     return (
-        f"`{COMMAND}`, {today}: {cpu_name()}, two processes of one thread each, {seconds / 60:.0f} min with a load of "
+        f"`{COMMAND}`, {today}: {cpu_name()}, two processes of one thread each, {took}, with a load of "
         f"{load:.0f} at the end; {platform.system()} {platform.machine()}, Python {platform.python_version()}, torch "
         f"{torch.__version__}, numpy {np.__version__}, gradwatch {gradwatch.__version__}. Seeds are fixed: the same versions on the "
         "same machine give the same table to the last digit, whatever the load; another Python brings a slightly "
@@ -57,24 +58,35 @@ def provenance(seconds: float, load: float) -> str:
 
 def summary(claims: Sequence[Claim]) -> list[str]:
     """Five lines for a practitioner, put together from the cases alone."""
+    cases = [claim.cases for claim in claims]
+    plain = [case for some in cases for case in some if case.arms == ("none", "value")]
     lines = [
-        ("It pays when", "for"),
-        ("It shows nothing when", "nothing"),
-        ("It loses when", "against"),
+        f"- **In short**: {_counted(plain, calm=True)} in calm training with tuned learning rates; "
+        f"{_counted(plain, calm=False)} after a fault, with damaged data or at a rate that is not the arm's own.",
+        f"- **It pays when** {_told(cases, 'for')}.",
+        f"- **It shows nothing when** {_told(cases, 'nothing')}.",
+        f"- **It loses when** {_told(cases, 'against')}.",
+        f"- **Other means pay when** {_told([claim.beside for claim in claims], 'for')}.",
     ]
-    told = []
-    for words_before, wanted in lines:
-        cases = [
-            f"{case.when} ({number})"
-            for number, claim in enumerate(claims, start=1)
-            for case in claim.cases
-            if mark(case) == wanted
-        ]
-        told.append(f"- **{words_before}** {'; '.join(cases) or 'nothing of what was tried'}.")
     return [
-        "Element-wise limits `value(c)` against no clipping, in brackets the claim:",
-        "\n".join(told),
+        "Holding every gradient element in `[-c, +c]`, compared with no clipping (claim 1: with a "
+        "maximum alone); the number of the claim in brackets.",
+        "\n".join(lines),
     ]
+
+
+def _told(cases: Sequence[Sequence[Case]], wanted: str) -> str:
+    told = [
+        f"{when} ({number})"
+        for number, some in enumerate(cases, start=1)
+        for when in circumstances(some, wanted)
+    ]
+    return "; ".join(told) or "nothing that was tried"
+
+
+def _counted(cases: Sequence[Case], *, calm: bool) -> str:
+    marks = [mark(case) for case in cases if case.calm == calm]
+    return f"{marks.count('for')} of {len(marks)} figures speak for it, {marks.count('against')} against it"
 
 
 def method() -> str:
@@ -85,7 +97,7 @@ def method() -> str:
         "twelve trials on one tuning seed, the best three on two more, the best mean wins. Figures come from "
         f"{len(FINAL_SEEDS)} other seeds, paired: the same start and the same batches for every arm. Intervals: Student's t of the paired "
         "differences, 95 %; for shares of runs Newcombe's hybrid score interval (1998, method 10). They are not corrected for "
-        f"the number of cases. Figures above 0 speak for the claim. {RULE}"
+        f"the number of figures. Figures above 0 speak for the claim. {RULE}"
     )
 
 
@@ -98,7 +110,7 @@ def table(claims: Sequence[Claim]) -> str:
     for number, claim in enumerate(claims, start=1):
         seeds = claim.cases[0].figure.seeds
         trained = f"{claim.experiment} {seeds} seeds."
-        figures = "<br>".join(f"{case.when}: {_figure(case)}" for case in claim.cases)
+        figures = "<br>".join(f"{case.when} ({case.what}): {_figure(case)}" for case in claim.cases)
         cells = (
             f"{number}",
             f"**{claim.title}.** {claim.said}",

@@ -50,7 +50,7 @@ def lower(
     """Does the second arm end lower than the first?"""
     first, second = (numbers(experiment, arm, reading, fault) for arm in arms)
     levels = _levels(arms, first, second)
-    return Case(when, what, paired(first, second), margin, levels)
+    return Case(when, what, paired(first, second), margin, levels, arms, fault == CALM)
 
 
 def lower_by_ratio(
@@ -66,7 +66,7 @@ def lower_by_ratio(
     """As :func:`lower`, by the binary logarithm of the ratio."""
     first, second = (numbers(experiment, arm, reading, fault) for arm in arms)
     levels = _levels(arms, first, second)
-    return Case(when, what, ratio(first, second), margin, levels)
+    return Case(when, what, ratio(first, second), margin, levels, arms, fault == CALM)
 
 
 def more_often(
@@ -84,7 +84,7 @@ def more_often(
     levels = ", ".join(
         f"{arm} {sum(hits)}/{len(hits)}" for arm, hits in zip(arms, (first, second), strict=True)
     )
-    return Case(when, what, share(second, first), margin, levels)
+    return Case(when, what, share(second, first), margin, levels, arms, fault == CALM)
 
 
 def sooner(

@@ -24,25 +24,24 @@ def stability(found: Experiments) -> Claim:
 
     bits, rise = "bits per character at the end", "largest rise of the loss, log2 of the ratio"
     alive = "share of runs that end better than letter frequencies alone"
-    rate, batch = (
-        "after 20 steps at 30 times the learning rate",
-        "after a batch with 1000 times the loss",
-    )
+    rate = "the learning rate is 30 times too high for 20 steps, unannounced"
+    batch = "one batch comes with 1000 times its loss, unannounced"
+    known = "the learning rate is 30 times too high for 20 steps and every arm was tuned for that"
     cases = [
-        more_often(calm, f"survival is counted {rate}", alive, SHARE, survived, fault=BAD_RATE),
-        more_often(calm, f"survival is counted {batch}", alive, SHARE, survived, fault=BAD_BATCH),
-        lower_by_ratio(calm, f"the loss spikes {rate}", rise, RISE, largest_rise, fault=BAD_RATE),
-        lower_by_ratio(calm, f"the loss spikes {batch}", rise, RISE, largest_rise, fault=BAD_BATCH),
-        lower(calm, f"bits are counted {rate}", bits, BITS, fault=BAD_RATE),
-        lower(calm, f"bits are counted {batch}", bits, BITS, fault=BAD_BATCH),
-        lower(warned, f"every arm was tuned for it, {rate}", bits, BITS, fault=BAD_RATE),
+        more_often(calm, rate, alive, SHARE, survived, fault=BAD_RATE),
+        more_often(calm, batch, alive, SHARE, survived, fault=BAD_BATCH),
+        lower_by_ratio(calm, rate, rise, RISE, largest_rise, fault=BAD_RATE),
+        lower_by_ratio(calm, batch, rise, RISE, largest_rise, fault=BAD_BATCH),
+        lower(calm, rate, bits, BITS, fault=BAD_RATE),
+        lower(calm, batch, bits, BITS, fault=BAD_BATCH),
+        lower(warned, known, bits, BITS, fault=BAD_RATE),
     ]  # fmt: skip
     chain, norm = ("value", "value + norm"), ("value", "norm")
     beside = [
-        lower(calm, f"a norm cap is added, {rate}", bits, BITS, fault=BAD_RATE, arms=chain),
-        lower(calm, f"the norm is clipped instead, {rate}", bits, BITS, fault=BAD_RATE, arms=norm),
-        lower(warned, f"a norm cap is added and all are tuned for it, {rate}", bits, BITS, fault=BAD_RATE, arms=chain),
-        lower(warned, f"the norm is clipped instead and all are tuned for it, {rate}", bits, BITS, fault=BAD_RATE, arms=norm),
+        lower(calm, f"a norm cap is added: {rate}", bits, BITS, fault=BAD_RATE, arms=chain),
+        lower(calm, f"the norm is clipped instead: {rate}", bits, BITS, fault=BAD_RATE, arms=norm),
+        lower(warned, f"a norm cap is added: {known}", bits, BITS, fault=BAD_RATE, arms=chain),
+        lower(warned, f"the norm is clipped instead: {known}", bits, BITS, fault=BAD_RATE, arms=norm),
     ]  # fmt: skip
     return Claim(
         title="Stability and spikes",

@@ -111,7 +111,7 @@ def _run_tuned(experiments: Mapping[str, Experiment], seeds: Sequence[int], trai
 
 def final_trial(experiment: Experiment, arm: str, fault: Fault) -> Trial:
     """The arm's best trial, at the rate that the fault asks for."""
-    best = experiment.best[arm]
+    best = experiment.best[fault.like or arm]
     if not fault.unclipped_rate:
         return best
     return Trial(experiment.best["none"].rate * fault.unclipped_rate, best.limit)

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 from benchmarks.claims.figures import Figure
 
-__all__ = ["RULE", "Case", "Claim", "mark", "verdict"]
+__all__ = ["RULE", "Case", "Claim", "circumstances", "mark", "verdict"]
 
 RULE = (
-    "A case speaks **for** a claim when the whole 95 % interval of the paired difference lies beyond "
+    "A figure speaks **for** a claim when the whole 95 % interval of the paired difference lies beyond "
     "its margin on the claimed side, **against** it when the whole interval lies on the other side of "
-    "0, else it shows **nothing**. A claim *holds* when all its cases speak for it, *holds when ...* "
-    "names those that do, and *does not hold* when none does."
+    "0, else it shows **nothing**. A claim *holds* when all its figures speak for it; *holds when ...* "
+    "names the circumstances of which all figures do; it *does not hold* when there are none."
 )
 
 
@@ -25,6 +25,8 @@ class Case:
         figure: Above 0 in favour of the claim.
         margin: A difference below this is none in practice.
         levels: Where the two arms stand, in words.
+        arms: The two; a figure above 0 is in favour of the second.
+        calm: Nothing went wrong in the trainings, and rates were tuned.
     """
 
     when: str
@@ -32,6 +34,8 @@ class Case:
     figure: Figure
     margin: float
     levels: str
+    arms: tuple[str, str] = ("none", "value")
+    calm: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +66,19 @@ def mark(case: Case) -> str:
     return "against" if case.figure.high < 0 else "nothing"
 
 
+def circumstances(cases: Sequence[Case], wanted: str) -> list[str]:
+    """The circumstances of which all figures speak as wanted, in order."""
+    marks: dict[str, set[str]] = {}
+    for case in cases:
+        marks.setdefault(case.when, set()).add(mark(case))
+    return [when for when, said in marks.items() if said == {wanted}]
+
+
 def verdict(cases: Sequence[Case]) -> str:
     """``holds``, ``holds when ...`` or ``does not hold``, as :data:`RULE` says."""
-    supporting = [case.when for case in cases if mark(case) == "for"]
+    supporting = circumstances(cases, "for")
     if not supporting:
         return "does not hold"
-    if len(supporting) == len(cases):
+    if all(mark(case) == "for" for case in cases):
         return "holds"
     return "holds when " + "; or ".join(supporting)
