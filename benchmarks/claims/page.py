@@ -94,7 +94,7 @@ def method() -> str:
     return (
         "Clipped arms run gradwatch's own policies through `gradwatch.clip_grad_`. No arm is tuned less than another: all try the same "
         "four learning rates, clipped ones with three limits each, the unclipped one with eight more rates between and above them; all "
-        "twelve trials on one tuning seed, the best three on two more, the best mean wins. Figures come from "
+        "twelve trials on one tuning seed, the best three on two more, the best mean wins. Three tuning seeds choose: where few runs of an arm succeed, its choice is uncertain, too. Figures come from "
         f"{len(FINAL_SEEDS)} other seeds, paired: the same start and the same batches for every arm. Intervals: Student's t of the paired "
         "differences, 95 %; for shares of runs Newcombe's hybrid score interval (1998, method 10). They are not corrected for "
         f"the number of figures. Figures above 0 speak for the claim. {RULE}"
