@@ -165,7 +165,8 @@ def _interval(
     aim, tight = _aim(state, logs, preference), float(np.quantile(logs, TIGHT))
     share = TIGHT if preference == "tight" or aim <= tight else 0.5
     lower, upper = order_intervals(logs[None, :], share)
-    lift = aim - float(np.quantile(logs, share))
+    # Below the lowest tenth it is the law of slow rise that holds the aim down, not the level itself.
+    lift = 0.0 if aim <= tight else aim - float(np.quantile(logs, share))
     low, high = (math.exp(min(float(x[0]) + lift, 700.0)) for x in (lower, upper))
     return min(low, threshold), max(high, threshold)
 
