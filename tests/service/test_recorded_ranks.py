@@ -16,7 +16,7 @@ RANKS = Path(__file__).parent / "traces_of_ranks"
 # Case to what must be said of it: kind, ranks, cause, and the steps at which it may be said.
 TOLD = {
     "healthy": [],
-    "nan_data": [("nonfinite", [0], "unknown", range(263, 264))],
+    "nan_data": [("nonfinite", [0], "backward", range(263, 264))],
     "nan_on_one": [
         ("nonfinite", [1], "one_rank", range(271, 301)),
         ("replicas_apart", [1], "parameters_differ", range(271, 301)),
