@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import closed_loop
 from benchmarks.closed_loop_arms import FIXED, LIVE, Unit, run
 from benchmarks.closed_loop_figures import figures
 from tests.conftest import serving
+
+from benchmarks import closed_loop
 
 ARMS = ["none", *FIXED, "AutoClip", "clip.adaptive"]
 
