@@ -156,8 +156,18 @@ class Outcome:
 def run(job: Job, arm: str, trial: Trial, seed: int, fault: Fault = CALM) -> Outcome:
     """Train once. The same arguments give the same outcome: one thread, fixed seeds."""
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)  # a saturated net is otherwise ten times slower
     torch.manual_seed(seed)
+    # A saturated net is ten times slower with subnormal numbers. The setting is the process's, and
+    # whoever runs in it next wants them back.
+    torch.set_flush_denormal(True)
+    try:
+        return trained(job, arm, trial, seed, fault)
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def trained(job: Job, arm: str, trial: Trial, seed: int, fault: Fault) -> Outcome:
+    """Train once, in a process that has been set up."""
     training = job.make(seed, trial.rate)
     clip = ARMS[arm].make(trial.limit)
     curve: list[float] = []

@@ -174,7 +174,7 @@ def test_an_error_inside_never_reaches_the_loop_and_is_told_once(
     model, optimizer = task()
     watch = quiet(model, optimizer, clip=gradwatch.clip.value(0.5))
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a bug in gradwatch")
 
     monkeypatch.setattr(watch.tracked[0].clipper, "clip_", fail)

@@ -76,9 +76,11 @@ def restrain(before: Restraint, struck: Tensor, steady: Tensor) -> tuple[Restrai
     quiet = torch.where(struck, 0.0, (before.quiet + 1).clamp(max=QUIET))
     may_open = (before.opening > 0) & ~struck
     opening = torch.where(may_open, before.opening - 1, 0.0)
-    rise = (quiet >= QUIET).to(quiet) * (FAST - SLOW) + SLOW
-    rise = torch.where(may_open & steady, OPEN, rise)
-    back = (before.lowered - rise).clamp(min=0.0)
+    opens, calm = may_open & steady, quiet >= QUIET
+    fast = SLOW + (FAST - SLOW) * steady.to(quiet)
+    pace = torch.where(opens, OPEN, torch.where(calm, fast, SLOW))
+    back = (before.lowered - pace).clamp(min=0.0)
+    rise = torch.where(calm & (back <= 0) & ~opens, FAST, pace)
     lowered = torch.where(struck, (before.lowered + DROP).clamp(max=MOST), back)
     opened = may_open & (lowered <= 0)
     quiet = torch.where(opened, QUIET, quiet)

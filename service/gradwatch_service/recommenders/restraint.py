@@ -33,7 +33,7 @@ MOST = 2800  # ticks it can be lowered in all: to a sixteenth, if `tight` is no 
 QUIET = 200  # norms without a spike after which a run is calm
 FIRST = 16  # norms at the start in which a steady run gets its limit back at once
 OPEN = 280  # ticks per norm by which it then comes back
-SLOW, FAST = 1, 10  # the same until a run is calm, and from then on
+SLOW, FAST = 1, 10  # the same later: until a run is calm and steady, and from then on
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +120,12 @@ def restrained(
         quiet = 0 if hit else min(quiet + 1, QUIET)
         may_open = opening > 0 and not hit
         opening = opening - 1 if may_open else 0
-        rise = OPEN if may_open and close else FAST if quiet == QUIET else SLOW
-        lowered = min(MOST, lowered + DROP) if hit else max(0, lowered - rise)
+        opens, calm = may_open and close, quiet == QUIET
+        # What spikes took comes back fast only while the norms lie close together: an unstable run
+        # that got it back after 200 quiet steps, whatever they looked like, exploded again.
+        pace = OPEN if opens else FAST if calm and close else SLOW
+        lowered = min(MOST, lowered + DROP) if hit else max(0, lowered - pace)
+        rise = FAST if calm and not lowered and not opens else pace
         if may_open and lowered == 0:
             opening, quiet = 0, QUIET
         downs.append(lowered)
