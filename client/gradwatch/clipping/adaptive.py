@@ -42,9 +42,10 @@ class Adaptive(JointPolicy):
     - ``tight``: the lowest tenth; rises by 0.1 % per step. For a job that has been unstable.
     - ``balanced``: 2.5 times the median, but where spikes have lowered it, at the least as ``tight``.
       A norm that exceeds the medians of the last 64 and of the last 16 by a factor of 2.5 and by
-      three spreads is a spike, and each lowers the target to two thirds. That comes back, and the limit rises, by 0.1 % per step, after 200
-      steps without a spike by 1 %. It holds from the second norm on, starts as ``tight``, and opens at
-      once if the first 16 norms lie close together.
+      three spreads is a spike, and each lowers the target to two thirds. That comes back, and the
+      limit rises, by 0.1 % per step, after 200 steps without a spike by 1 % while the last 16 norms lie
+      close together. It holds from the second norm on, starts as ``tight``, and opens at once if the
+      first 16 norms lie close together.
     - ``guard``: the spike level, the median times ``exp(max(5 s k, ln 3))``; rises by 1 % per step.
 
     Two differences: where the service says that it knows nothing (a flood of non-finite steps, norms
