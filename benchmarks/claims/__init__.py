@@ -73,8 +73,9 @@ class Kept:
     @classmethod
     def load(cls) -> "Kept":
         """What the last run left; nothing if there was none."""
-        # Our own file, in a folder that git ignores.
-        return cls(pickle.loads(FILE.read_bytes()) if FILE.exists() else {})  # noqa: S301
+        if not FILE.exists():
+            return cls({})
+        return cls(pickle.loads(FILE.read_bytes()))  # noqa: S301 - our own, in a folder git ignores
 
     def save_now_and_then(self) -> None:
         if time.monotonic() - self.saved > 30:

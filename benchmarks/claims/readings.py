@@ -21,6 +21,7 @@ __all__ = [
 
 Experiments = Mapping[str, Experiment]
 Reading = Callable[[Outcome], float]
+Comparison = Callable[[Sequence[float], Sequence[float]], Figure]
 
 PROGRESS = 0.9  # of what the unclipped arm makes, is the target
 
@@ -46,11 +47,12 @@ def lower(
     *,
     fault: Fault = CALM,
     arms: tuple[str, str] = ("none", "value"),
+    compare: Comparison = paired,
 ) -> Case:
     """Does the second arm end lower than the first?"""
     first, second = (numbers(experiment, arm, reading, fault) for arm in arms)
     levels = _levels(arms, first, second)
-    return Case(when, what, paired(first, second), margin, levels, arms, fault == CALM)
+    return Case(when, what, compare(first, second), margin, levels, arms, fault == CALM)
 
 
 def lower_by_ratio(
@@ -64,9 +66,7 @@ def lower_by_ratio(
     arms: tuple[str, str] = ("none", "value"),
 ) -> Case:
     """As :func:`lower`, by the binary logarithm of the ratio."""
-    first, second = (numbers(experiment, arm, reading, fault) for arm in arms)
-    levels = _levels(arms, first, second)
-    return Case(when, what, ratio(first, second), margin, levels, arms, fault == CALM)
+    return lower(experiment, when, what, margin, reading, fault=fault, arms=arms, compare=ratio)
 
 
 def more_often(

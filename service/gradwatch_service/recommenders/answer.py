@@ -39,8 +39,7 @@ HEAP_SHARE = 0.6  # so many norms at the very top are the work of another clippi
 WORDS: dict[Preference, str] = {
     "tight": "lowest tenth of the last {n} norms, falling at once, rising at most 0.1 % per step",
     "balanced": (
-        "2.5 times the median of the last {n} norms{spikes}, falling at once, rising at most {rise} % "
-        "per step"
+        "2.5 times the median of the last {n} norms{spikes}, falling at once, rising {rise}"
     ),
     "guard": (
         "spike level of the last {n} norms (median and spread of ln norm), falling at once, "
@@ -235,7 +234,10 @@ def _words(
     restraint = state.restraint
     why = "at the start" if state.accepted <= restraint.quiet else "by spikes"
     spikes = f", lowered to {restraint.share:.0%} of that {why}" if restraint.lowered else ""
-    rule = WORDS[preference].format(n=n, spikes=spikes, rise=1 if restraint.calm else 0.1)
+    rise = f"at most {1 if restraint.calm else 0.1} % per step"
+    if restraint.opening:
+        rise = "at once while these first norms lie close together"
+    rule = WORDS[preference].format(n=n, spikes=spikes, rise=rise)
     return "; ".join([rule, *told])
 
 
